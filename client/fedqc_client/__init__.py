@@ -1,0 +1,1 @@
+"""The role of a hospital: answers the coordinator, and decides what leaves."""

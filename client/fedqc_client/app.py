@@ -1,0 +1,40 @@
+"""The ClientApp: wiring only. Every handler goes through the guard."""
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedqc.protocol import CalibrateRequest, HandshakeRequest, ScoreRequest, SummariseRequest, TrainRequest
+from fedqc_client import tasks
+from fedqc_client.guard import answer
+
+app = ClientApp()
+
+
+@app.query("handshake")
+def handshake(message: Message, context: Context) -> Message:
+    """Say who this site is and what it speaks."""
+    return answer(message, context, HandshakeRequest, tasks.handshake)
+
+
+@app.query("summarise")
+def summarise(message: Message, context: Context) -> Message:
+    """Check the site's cases and describe them."""
+    return answer(message, context, SummariseRequest, tasks.summarise)
+
+
+@app.train("qc")
+def train(message: Message, context: Context) -> Message:
+    """Train the QC model for one round."""
+    return answer(message, context, TrainRequest, tasks.train)
+
+
+@app.query("calibrate")
+def calibrate(message: Message, context: Context) -> Message:
+    """Try the QC model on labels of known quality."""
+    return answer(message, context, CalibrateRequest, tasks.calibrate)
+
+
+@app.query("score")
+def score(message: Message, context: Context) -> Message:
+    """Score the site's candidates and decide."""
+    return answer(message, context, ScoreRequest, tasks.score)

@@ -1,0 +1,194 @@
+"""The one way out of a site.
+
+Whatever a phase comes to passes through `answer`: the privacy filters, then a check against the list of what
+may leave, then a line in the ledger, then the message. An exception becomes one word of a fixed vocabulary;
+its text and traceback stay in the site's own `site.log`.
+"""
+
+import contextlib
+import re
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar, get_args
+
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+
+from fedqc.cases.validation import Code
+from fedqc.config import SiteConfig, load_site
+from fedqc.curation.rules import Outcome as Decided
+from fedqc.errors import ConfigError, DataError, FedQCError, ModelError, ProtocolError, TrainingError
+from fedqc.protocol import (
+    ErrorCode,
+    ErrorReply,
+    HandshakeReply,
+    ModelRequest,
+    Reply,
+    Request,
+    StatisticsReply,
+    TrainReply,
+    Weights,
+    reply_from_records,
+    reply_to_records,
+    request_from_records,
+)
+from fedqc.statistics.privacy import release
+from fedqc.statistics.site import CalibrationSummary, CurationSummary, DataSummary, Figure
+from fedqc.task import Task, load_task
+from fedqc_client.ledger import Ledger
+
+LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
+MAX_LOSSES = 16
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training round came to, before the privacy filters."""
+
+    weights: Weights
+    samples: int
+    losses: dict[str, Figure]
+
+
+Outcome = HandshakeReply | Trained | DataSummary | CalibrationSummary | CurationSummary | ErrorReply
+R = TypeVar("R", bound=Request)
+
+
+class GuardError(FedQCError):
+    """Something was about to leave that may not."""
+
+
+def answer(
+    message: Message, context: Context, model: type[R], work: Callable[[SiteConfig, R], Outcome]
+) -> Message:
+    """Answer a message from the coordinator; never raises.
+
+    Args:
+        message: the coordinator's message.
+        context: its `node_config["site"]` is the path of the site's `site.toml`.
+        model: the kind of request.
+        work: the phase's function.
+    """
+    results = Path("results")
+    to, number = "unknown", 0
+    try:
+        site_file = Path(str(context.node_config["site"]))
+        results = site_file.parent / "results"  # until the file has said otherwise
+        site = load_site(site_file)
+        results = site.results
+        request = request_from_records(message.content, model)
+        to, number = request.federation, request.round
+        records = outgoing(work(site, request), site, request)
+    except Exception as error:
+        # Whatever it is: Flower would send its text.
+        _log(results, model.kind, error)
+        records = reply_to_records(ErrorReply(error_code(error)))
+    try:
+        Ledger(results / "ledger.jsonl").write(records, to=to, kind=model.kind, round=number)
+    except Exception as error:
+        # What is not written down does not leave; only this one word does.
+        _log(results, model.kind, error)
+        records = reply_to_records(ErrorReply(ErrorCode.LEDGER))
+    return Message(records, reply_to=message)
+
+
+def outgoing(outcome: Outcome, site: SiteConfig, request: Request) -> RecordDict:
+    """The records that may leave for `outcome`.
+
+    Raises:
+        GuardError: it holds anything that may not.
+    """
+    try:
+        reply = _filtered(outcome, max(site.policy.min_count, request.min_count))
+        records = reply_to_records(reply)
+        _check(reply_from_records(records, request.kind), site, request)
+    except (ProtocolError, TypeError) as error:
+        raise GuardError(str(error)) from error
+    return records
+
+
+def statistic_keys(kind: str, task: Task) -> frozenset[str]:
+    """Every key that statistics of a phase may have."""
+    match kind:
+        case "query.summarise":
+            volumes = {f"volume_ml.{name}.{part}" for name in task.classes for part in ("mean", "sd")}
+            left_out = {f"left_out.{code}" for code in get_args(Code)}
+            return frozenset({"cases", "patients", "references"} | left_out | volumes)
+        case "query.calibrate":
+            return frozenset({"samples", "r", "mae", "rmse", "auroc"})
+        case "query.score":
+            decisions = {f"decisions.{outcome}" for outcome in Decided}
+            regions = {f"regions_mean.{name}" for name in task.regions}
+            return frozenset({"candidates", "quality", "quality_mean", "quality_sd"} | decisions | regions)
+    return frozenset()
+
+
+def error_code(error: Exception) -> ErrorCode:
+    """The word that stands for an exception."""
+    codes: tuple[tuple[type[Exception], ErrorCode], ...] = (
+        (GuardError, ErrorCode.REFUSED),
+        (ConfigError, ErrorCode.CONFIG),
+        (DataError, ErrorCode.DATA),
+        (ModelError, ErrorCode.MODEL),
+        (TrainingError, ErrorCode.TRAINING),
+        (ProtocolError, ErrorCode.PROTOCOL),
+    )
+    return next((code for kind, code in codes if isinstance(error, kind)), ErrorCode.INTERNAL)
+
+
+def _filtered(outcome: Outcome, min_count: int) -> Reply:
+    """The outcome behind the privacy filters."""
+    match outcome:
+        case HandshakeReply() | ErrorReply():
+            return outcome
+        case Trained():
+            released = release(outcome.losses, min_count)
+            losses = {name: value for name, value in released.items() if isinstance(value, float)}
+            return TrainReply(weights=outcome.weights, samples=outcome.samples, losses=losses)
+        case DataSummary() | CalibrationSummary() | CurationSummary():
+            return StatisticsReply(values=dict(release(outcome, min_count)))
+    raise GuardError(f"{type(outcome).__name__} is nothing that may leave a site")
+
+
+def _check(reply: Reply, site: SiteConfig, request: Request) -> None:
+    """What the protocol allows to anyone, narrowed to what this site may say in answer to this request."""
+    match reply:
+        case HandshakeReply():
+            if reply.site != site.name:
+                raise GuardError(f"the handshake names {reply.site!r}, this site is {site.name!r}")
+        case StatisticsReply():
+            unknown = sorted(set(reply.values) - statistic_keys(request.kind, load_task(site.task)))
+            if unknown:
+                raise GuardError(f"{request.kind}: the statistics hold {unknown}, which are not on the list")
+        case TrainReply():
+            if not isinstance(request, ModelRequest):
+                raise GuardError(f"{request.kind}: weights may only answer weights")
+            _check_weights(reply.weights, request.weights)
+            if len(reply.losses) > MAX_LOSSES or not all(LOSS_NAME.fullmatch(name) for name in reply.losses):
+                raise GuardError(f"{request.kind}: losses are named {sorted(reply.losses)}")
+
+
+def _check_weights(sent: Weights, received: Weights) -> None:
+    """Weights leave as exactly the arrays that came: same names in the same order, shapes and dtypes."""
+    if list(sent) != list(received):
+        raise GuardError("the weights do not have the names that came from the coordinator")
+    for name, values in sent.items():
+        expected = received[name]
+        if values.shape != expected.shape or values.dtype != expected.dtype:
+            found, came = f"{values.dtype} {values.shape}", f"{expected.dtype} {expected.shape}"
+            raise GuardError(f"weight {name!r} is {found}, it came as {came}")
+        if not np.isfinite(values).all():
+            raise GuardError(f"weight {name!r} is not finite")
+
+
+def _log(results: Path, kind: str, error: Exception) -> None:
+    """Tell the site, and nobody else, what went wrong."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    # A log that cannot be written must not turn into a message that says so.
+    with contextlib.suppress(OSError):
+        results.mkdir(parents=True, exist_ok=True)
+        with (results / "site.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{now} {kind}\n{''.join(traceback.format_exception(error))}\n")

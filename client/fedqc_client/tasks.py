@@ -1,0 +1,314 @@
+"""What a site does in each phase. Nothing here sends anything: the guard decides about the outcome."""
+
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import fedqc
+from fedqc.cases.cache import CaseCache
+from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.preprocessing import to_native
+from fedqc.cases.volumes import Case, write_volume
+from fedqc.compute import choose_compute
+from fedqc.config import SiteConfig
+from fedqc.curation.manifest import (
+    Entry,
+    InputFile,
+    LeftOut,
+    Manifest,
+    UsedModel,
+    UsedRule,
+    write_manifest,
+    write_scores,
+)
+from fedqc.curation.rules import ThresholdRule
+from fedqc.degradation.samples import ALL_KINDS, degrade_cases
+from fedqc.errors import ModelError, ProtocolError
+from fedqc.methods.base import Method, RoundPlan, get_method
+from fedqc.model import ModelCard, load_weights, save_model
+from fedqc.protocol import (
+    PROTOCOL_VERSION,
+    CalibrateRequest,
+    ErrorCode,
+    ErrorReply,
+    HandshakeReply,
+    HandshakeRequest,
+    ModelRequest,
+    Request,
+    ScoreRequest,
+    SummariseRequest,
+    TrainRequest,
+    task_digest,
+)
+from fedqc.seeding import generator
+from fedqc.statistics.site import (
+    CalibrationSummary,
+    CurationSummary,
+    DataSummary,
+    Figure,
+    summarise_calibration,
+    summarise_curation,
+    summarise_data,
+)
+from fedqc.task import Task, load_task
+from fedqc_client.guard import Trained
+from fedqc_client.site_data import CachedCases, SiteData, load_site_data, split_references
+
+MICROLITRES_PER_MILLILITRE = 1000
+
+
+def handshake(site: SiteConfig, request: HandshakeRequest) -> HandshakeReply:
+    """Say who this site is and what it speaks; whether that fits is the coordinator's question."""
+    return HandshakeReply(
+        site=site.name,
+        protocol=PROTOCOL_VERSION,
+        fedqc=fedqc.__version__,
+        task=task_digest(load_task(site.task)),
+    )
+
+
+def summarise(site: SiteConfig, request: SummariseRequest) -> DataSummary:
+    """Check and preprocess the site's cases and describe them.
+
+    Raises:
+        DataError: no case can be used.
+    """
+    task = _task(site, request)
+    data = load_site_data(site, task)
+    with ThreadPoolExecutor(site.compute.workers) as pool:
+        volumes = list(pool.map(lambda files: _volumes_ml(data.cache.get(files), task), data.usable))
+    left_out: dict[str, list[str]] = {}
+    for code, case in sorted({(problem.code, problem.case) for problem in data.problems}):
+        left_out.setdefault(code, []).append(data.patients[case])
+    return summarise_data(
+        patients=[case.patient for case in data.usable],
+        reference=[True] * len(data.references) + [False] * len(data.candidates),
+        volumes_ml={name: [volume[index] for volume in volumes] for index, name in enumerate(task.classes)},
+        left_out=left_out,
+    )
+
+
+def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
+    """Train the QC model for one round on the site's reference cases for training."""
+    task = _task(site, request)
+    data = load_site_data(site, task)
+    training, _ = split_references(data.references, request.seed)
+    if not training:
+        return ErrorReply(ErrorCode.NO_REFERENCE)
+    method, network = _model(request, task)
+    plan = RoundPlan(
+        seed=request.seed,
+        site=site.name,
+        round=request.round,
+        rounds=request.rounds,
+        steps=request.qc.local_steps,
+        batch_size=request.qc.batch_size,
+    )
+    compute = choose_compute(site.compute.device, site.compute.precision)
+    result = method.train_round(network, CachedCases(data.cache, training), plan, compute)
+    n_patients = len({case.patient for case in training})
+    return Trained(
+        weights={name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()},
+        samples=result.samples,
+        losses={
+            name: Figure(value=float(value), patients=n_patients) for name, value in result.losses.items()
+        },
+    )
+
+
+def calibrate(site: SiteConfig, request: CalibrateRequest) -> CalibrationSummary | ErrorReply:
+    """Degrade the site's calibration cases in every trained way and compare predicted with true quality."""
+    task = _task(site, request)
+    data = load_site_data(site, task)
+    _, held_back = split_references(data.references, request.seed)
+    if not held_back:
+        return ErrorReply(ErrorCode.NO_REFERENCE)
+    method, network = _model(request, task)
+    kinds = [kind for kind in ALL_KINDS if kind not in request.qc.leave_out]
+    rng = generator(request.seed, site.name, "calibrate", 0)
+    truth: list[float] = []
+    patients: list[str] = []
+
+    def samples() -> Iterator[Case]:
+        for sample in degrade_cases(CachedCases(data.cache, held_back), task, kinds, rng):
+            truth.append(sample.mean_dsc)
+            patients.append(sample.case.patient)
+            yield sample.case
+
+    compute = choose_compute(site.compute.device, site.compute.precision)
+    predicted = [score.quality for score in method.score(network, samples(), compute)]
+    return summarise_calibration(predicted, truth, patients, tau=request.curation.threshold)
+
+
+def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
+    """Score the site's candidates, decide, and leave everything a person needs in the site's results folder.
+
+    The folder then holds `manifest.json`, `scores.csv`, `model/` and `error_maps/<id>.nii.gz`: the
+    probability in per cent (uint8) that the label is wrong, on the grid of the case's own files.
+    """
+    task = _task(site, request)
+    data = load_site_data(site, task)
+    method, network = _model(request, task)
+    compute = choose_compute(site.compute.device, site.compute.precision)
+    rule = ThresholdRule(request.curation.threshold, request.curation.review)
+    model_sha256 = _store_model(site, request, network, task)
+
+    opened: deque[Case] = deque()
+
+    def candidates() -> Iterator[Case]:
+        for files in data.candidates:
+            opened.append(data.cache.get(files))
+            yield opened[-1]
+
+    maps = site.results / ".error_maps.new"
+    shutil.rmtree(maps, ignore_errors=True)
+    maps.mkdir(parents=True)
+    entries: list[Entry] = []
+    scores = method.score(network, candidates(), compute)
+    for files, result in zip(data.candidates, scores, strict=True):
+        case = opened.popleft()
+        if result.case_id != case.id:
+            raise ModelError(f"method {method.name!r} scored {result.case_id!r} where {case.id!r} was due")
+        decision = rule.decide(result.quality, case.id)
+        entries.append(
+            Entry(
+                id=case.id,
+                patient=case.patient,
+                quality=result.quality,
+                regions=result.regions,
+                decision=decision.outcome,
+                reason=decision.reason,
+                files=_input_files(site, task, data.cache, files),
+            )
+        )
+        if result.error_map is not None:
+            per_cent = to_native(_per_cent(result.error_map), case, order=1)
+            write_volume(maps / f"{case.id}.nii.gz", per_cent, case.native_affine)
+    shutil.rmtree(site.results / "error_maps", ignore_errors=True)
+    maps.replace(site.results / "error_maps")
+
+    manifest = Manifest(
+        site=site.name,
+        federation=request.federation,
+        task=task.name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=UsedModel(method=method.name, sha256=model_sha256),
+        rule=UsedRule(name=rule.name, threshold=rule.threshold, review=rule.review),
+        entries=tuple(entries),
+        left_out=_left_out(site, data),
+    )
+    write_scores(site.results / "scores.csv", manifest, task)
+    write_manifest(site.results / "manifest.json", manifest)
+    return summarise_curation(
+        quality=[entry.quality for entry in entries],
+        regions={
+            name: [entry.regions[name] for entry in entries]
+            for name in task.regions
+            if all(name in entry.regions for entry in entries)
+        },
+        outcomes=[entry.decision for entry in entries],
+        patients=[entry.patient for entry in entries],
+    )
+
+
+def _task(site: SiteConfig, request: Request) -> Task:
+    """The site's task, which must be the federation's.
+
+    Raises:
+        ProtocolError: they differ.
+    """
+    task = load_task(site.task)
+    if task_digest(task) != request.task:
+        raise ProtocolError(
+            f"the site's task {site.task!r} is not the federation's; compare the two task files"
+        )
+    return task
+
+
+def _model(request: ModelRequest, task: Task) -> tuple[Method, nn.Module]:
+    """The method and its network with the weights of the request.
+
+    Raises:
+        ModelError: the weights are not those of this network, or not finite.
+    """
+    method = get_method(request.qc.method)(task, request.qc)
+    network = method.build(0)
+    state = {name: torch.from_numpy(np.array(values)) for name, values in request.weights.items()}
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
+        raise ModelError(
+            "the weights from the coordinator are not finite; it has to start from another model"
+        )
+    load_weights(network, state, source="the coordinator's request")
+    return method, network
+
+
+def _volumes_ml(case: Case, task: Task) -> list[float]:
+    """Volume in ml of each class, on the network's grid."""
+    voxel = float(np.prod(case.spacing)) / MICROLITRES_PER_MILLILITRE
+    counts = np.bincount(case.label.ravel(), minlength=task.n_classes + 1)
+    return [float(count) * voxel for count in counts[1:]]
+
+
+def _per_cent(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.rint(probability * 100).clip(0, 100).astype(np.uint8)
+
+
+def _input_files(site: SiteConfig, task: Task, cache: CaseCache, files: CaseFiles) -> dict[str, InputFile]:
+    """A case's files by role, as the manifest names them."""
+    roles = task.modalities if len(files.images) == len(task.modalities) else ("image",)
+    paths = [*files.images, *([files.label] if files.label else [])]
+    root = (site.data.path if site.data.path.is_dir() else site.data.path.parent).resolve()
+    return {
+        role: InputFile(path=path.resolve().relative_to(root).as_posix(), sha256=sha256)
+        for role, path, sha256 in zip([*roles, "label"], paths, cache.hashes(files), strict=True)
+    }
+
+
+def _left_out(site: SiteConfig, data: SiteData) -> tuple[LeftOut, ...]:
+    """Every problem of every case that could not be used, and references that are no case."""
+    problems = [
+        LeftOut(
+            case=problem.case,
+            code=problem.code,
+            file=str(problem.file) if problem.file else None,
+            found=problem.found,
+            fix=problem.fix,
+        )
+        for problem in data.problems
+    ]
+    strangers = [
+        LeftOut(
+            case=case,
+            code="unknown-reference",
+            file=str(site.data.reference),
+            found="a reference that is no case of this site",
+            fix="correct the id in the table of references",
+        )
+        for case in data.unknown_references
+    ]
+    return (*problems, *strangers)
+
+
+def _store_model(site: SiteConfig, request: ScoreRequest, network: nn.Module, task: Task) -> str:
+    """Keep the model that scores in the site's results folder.
+
+    Returns:
+        SHA-256 of the stored weights.
+    """
+    card = ModelCard(
+        task=task,
+        qc=request.qc,
+        federation=request.federation,
+        seed=request.seed,
+        rounds=request.rounds,
+        samples=request.samples,
+        sites=request.sites,
+    )
+    return save_model(site.results / "model", network.state_dict(), card)

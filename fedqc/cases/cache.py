@@ -1,0 +1,178 @@
+"""Preprocessed cases on disk, memory-mapped, shared by any number of processes.
+
+An entry is a folder named by what it was made from: the SHA-256 of the contents of its files and the
+settings of the task that preprocessing uses. It is written aside and renamed, so a process that is killed
+leaves no half entry, and of two processes that make the same entry either result may stay. An entry that was
+changed since it was made is made again.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.preprocessing import preprocess
+from fedqc.cases.volumes import Case, sha256_file
+from fedqc.errors import DataError
+from fedqc.task import Task
+
+FORMAT = 1
+"""Version of the entries; to be raised whenever preprocessing gives other numbers."""
+
+_ARRAYS = ("image.npy", "label.npy")
+
+
+class CaseCache:
+    """The preprocessed cases of one task in one folder."""
+
+    def __init__(self, folder: Path, task: Task) -> None:
+        self._folder = folder
+        self._task = task
+        with self._writing():
+            (folder / "hashes").mkdir(parents=True, exist_ok=True)
+
+    def get(self, files: CaseFiles) -> Case:
+        """The preprocessed case; its arrays are memory-mapped and read-only.
+
+        Raises:
+            DataError: the case has a problem, or the cache's folder cannot be written.
+        """
+        hashes = self.hashes(files)
+        entry = self._folder / self._key(hashes)
+        case = self._open(entry, files)
+        if case is None:
+            made = preprocess(files, self._task)
+            self._store(entry, made, files)
+            case = self._open(entry, files) or made
+        return case
+
+    def prepare(
+        self,
+        cases: Sequence[CaseFiles],
+        *,
+        workers: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[Case]:
+        """The preprocessed cases in the order given, made by `workers` threads where they are not there yet.
+
+        Args:
+            cases: valid cases.
+            workers: number of threads.
+            progress: called with (cases done, all cases) after each case.
+
+        Raises:
+            DataError: as `get`.
+        """
+        prepared = []
+        with ThreadPoolExecutor(workers) as pool:
+            for done, case in enumerate(pool.map(self.get, cases), start=1):
+                prepared.append(case)
+                if progress is not None:
+                    progress(done, len(cases))
+        return prepared
+
+    def hashes(self, files: CaseFiles) -> tuple[str, ...]:
+        """SHA-256 of each image and, last, of the label, remembered as long as size and time of change stay.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        paths = [*files.images, *([files.label] if files.label else [])]
+        try:
+            states = [(str(path.resolve()), *_state(path)) for path in paths]
+        except OSError as error:
+            raise DataError(
+                f"{error.filename}: cannot be read ({error.strerror}); restore the file"
+            ) from None
+        memo = self._folder / "hashes" / f"{_digest(states)}.json"
+        with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged: hash again
+            remembered = json.loads(memo.read_text())
+            if isinstance(remembered, list) and len(remembered) == len(paths):
+                return tuple(str(known) for known in remembered)
+        hashes = tuple(sha256_file(path) for path in paths)
+        with self._writing(), tempfile.TemporaryDirectory(prefix="tmp-", dir=self._folder) as aside:
+            written = Path(aside) / "memo.json"
+            written.write_text(json.dumps(hashes))
+            written.replace(memo)
+        return hashes
+
+    def _key(self, hashes: tuple[str, ...]) -> str:
+        task = self._task
+        settings = [task.modalities, list(task.classes.items()), task.spacing, task.size]
+        return _digest([FORMAT, hashes, settings])
+
+    def _open(self, entry: Path, files: CaseFiles) -> Case | None:
+        """The case stored in `entry`, or None if there is no such entry or it was changed or damaged."""
+        try:
+            card = json.loads((entry / "case.json").read_text())
+            if [list(_state(entry / name)) for name in _ARRAYS] != card["states"]:
+                return None
+            image, label = (np.load(entry / name, mmap_mode="r", allow_pickle=False) for name in _ARRAYS)
+            x, y, z = card["native_shape"]
+            return Case(
+                id=files.id,
+                patient=files.patient,
+                image=image,
+                label=label,
+                affine=np.array(card["affine"], dtype=np.float64).reshape(4, 4),
+                native_shape=(x, y, z),
+                native_affine=np.array(card["native_affine"], dtype=np.float64).reshape(4, 4),
+            )
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            return None
+
+    def _store(self, entry: Path, case: Case, files: CaseFiles) -> None:
+        with self._writing(), tempfile.TemporaryDirectory(prefix="tmp-", dir=self._folder) as aside:
+            new, old = Path(aside) / "new", Path(aside) / "old"
+            new.mkdir()
+            arrays: tuple[NDArray[Any], ...] = (case.image, case.label)
+            for name, array in zip(_ARRAYS, arrays, strict=True):
+                with (new / name).open("wb") as file:
+                    np.save(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())  # or a power cut could leave a renamed entry full of zeros
+            card = {
+                "affine": case.affine.tolist(),
+                "native_shape": case.native_shape,
+                "native_affine": case.native_affine.tolist(),
+                "states": [_state(new / name) for name in _ARRAYS],
+            }
+            (new / "case.json").write_text(json.dumps(card))
+            if self._open(entry, files) is None:  # else another process was faster
+                with contextlib.suppress(FileNotFoundError):
+                    entry.rename(old)
+                try:
+                    new.rename(entry)
+                except OSError as error:
+                    if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:  # else another process was faster
+                        raise
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"{self._folder}: the cache cannot be written ({error.strerror or error}); "
+                "free space or name another folder"
+            ) from None
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of last change in nanoseconds: what differs once a file was written again."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -1,0 +1,57 @@
+"""Where and how precisely to compute: one place decides, everything else is told."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedqc.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the precision of the network's inner arithmetic."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Mixed precision while a network runs; nothing in fp32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def place(self, network: nn.Module) -> nn.Module:
+        """Move a network to the device, in the memory layout that 3D convolutions like there."""
+        placed: nn.Module = network.to(self.device, memory_format=torch.channels_last_3d)
+        return placed
+
+
+def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+    """The fastest device at hand, with bf16 where its hardware computes in it.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `fp32` or `bf16`.
+
+    Raises:
+        ConfigError: a CUDA device is asked for that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ConfigError(f"device {device!r}: this machine has {found} CUDA devices; use device = 'auto' or 'cpu'")
+    if precision == "auto":
+        precision = "bf16" if _has_bf16(chosen) else "fp32"
+    return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether bf16 arithmetic is done in hardware: emulated, it is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

@@ -1,0 +1,283 @@
+"""The two TOML files people write: `site.toml` at a hospital, `federation.toml` at the coordinator.
+
+Both are read into frozen models. Whatever is wrong with a file (syntax, an unknown key, a value out of range)
+becomes one `ConfigError` that names the file, the key, what was found and what is allowed.
+"""
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from fedqc.errors import ConfigError
+
+SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+_DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class FrozenModel(BaseModel):
+    """A model that refuses unknown keys and cannot be changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _seconds(value: object) -> object:
+    """'90s', '30m', '2h' or '1d' as seconds; numbers pass."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value.strip())
+        if match is None:
+            msg = "a duration is a number and a unit, such as '90s', '30m', '2h' or '1d'"
+            raise ValueError(msg)
+        return float(match[1]) * _DURATION_UNITS[match[2]]
+    return value
+
+
+def _site_name(name: str) -> str:
+    """Refuse a name that cannot be a folder, a key file and a host name alike."""
+    if re.fullmatch(SITE_NAME.removeprefix("^").removesuffix("$"), name) is None:
+        msg = "a site's name is up to 63 lower-case letters, digits and hyphens, the first no hyphen"
+        raise ValueError(msg)
+    return name
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+SiteName = Annotated[str, AfterValidator(_site_name)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+# ---------------------------------------------------------------------------------------------- site.toml
+
+
+class DataConfig(FrozenModel):
+    """Where a site's cases are. Relative paths are relative to the file."""
+
+    path: Path
+    layout: str | None = None
+    reference: Path | None = None
+    """A CSV with a column `id`: the cases whose label the site vouches for."""
+
+
+class ComputeConfig(FrozenModel):
+    """How a site computes."""
+
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: int = Field(default=2, ge=1)
+    cache: Path = Path("cache")
+
+
+class PolicyConfig(FrozenModel):
+    """What a site allows."""
+
+    min_count: int = Field(default=10, ge=1)
+
+
+class SiteConfig(FrozenModel):
+    """`site.toml`: one hospital."""
+
+    name: SiteName
+    task: str
+    data: DataConfig
+    results: Path = Path("results")
+    compute: ComputeConfig = ComputeConfig()
+    policy: PolicyConfig = PolicyConfig()
+
+
+# ---------------------------------------------------------------------------------------- federation.toml
+
+
+class SitesConfig(FrozenModel):
+    """The roster: who takes part and how many are needed."""
+
+    expected: tuple[SiteName, ...] = ()
+    minimum: int = Field(default=2, ge=1)
+    wait: Seconds = 1800.0
+
+    @model_validator(mode="after")
+    def _no_site_twice(self) -> Self:
+        twice = sorted({name for name in self.expected if self.expected.count(name) > 1})
+        if twice:
+            msg = f"site named twice: {', '.join(twice)}; every site has a name of its own"
+            raise ValueError(msg)
+        return self
+
+
+class SamplesConfig(FrozenModel):
+    """Shares of the sources of QC samples; they are normalised to one."""
+
+    seggen: float = Field(default=0.3, ge=0)
+    annotator: float = Field(default=0.6, ge=0)
+    untouched: float = Field(default=0.1, ge=0)
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.seggen + self.annotator + self.untouched <= 0:
+            msg = "all shares are 0; at least one source of samples must have a share above 0"
+            raise ValueError(msg)
+        return self
+
+
+class QCConfig(FrozenModel):
+    """How the QC model is trained."""
+
+    method: str = "qcresunet"
+    rounds: int = Field(default=30, ge=1)
+    local_steps: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=2e-3, gt=0)
+    deadline: Seconds = 7200.0
+    initial: Path | None = None
+    samples: SamplesConfig = SamplesConfig()
+    leave_out: tuple[str, ...] = ()
+    """Kinds of annotator error never used in training (a simulation's unseen kinds)."""
+    balance: Literal["quantile", "histogram", "none"] = "quantile"
+
+
+class AveragingConfig(FrozenModel):
+    """How updates become the next global model."""
+
+    strategy: Literal["fedavg"] = "fedavg"
+
+
+class CurationConfig(FrozenModel):
+    """How scores become decisions."""
+
+    rule: Literal["threshold"] = "threshold"
+    threshold: Share = 0.75
+    review: Share = 0.0
+    """Width of the band above the threshold that a person has to look at; it counts as dropped until then."""
+
+
+class PrivacyConfig(FrozenModel):
+    """What the federation demands of statistics that leave a site."""
+
+    min_count: int = Field(default=10, ge=1)
+
+
+class FederationConfig(FrozenModel):
+    """`federation.toml`: one consortium and its run."""
+
+    name: str = Field(default="federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    task: str
+    sites: SitesConfig = SitesConfig()
+    qc: QCConfig = QCConfig()
+    averaging: AveragingConfig = AveragingConfig()
+    curation: CurationConfig = CurationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+Model = TypeVar("Model", bound=FrozenModel)
+
+
+def load_site(path: Path) -> SiteConfig:
+    """Read a `site.toml`; its relative paths become absolute, seen from the file's folder."""
+    site = read_toml(path, SiteConfig)
+    here = path.resolve().parent
+    data = site.data.model_copy(
+        update={
+            "path": _absolute(here, site.data.path),
+            "reference": _absolute(here, site.data.reference) if site.data.reference else None,
+        }
+    )
+    compute = site.compute.model_copy(update={"cache": _absolute(here, site.compute.cache)})
+    results = _absolute(here, site.results)
+    return site.model_copy(
+        update={"task": _task(here, site.task), "data": data, "compute": compute, "results": results}
+    )
+
+
+def load_federation(path: Path) -> FederationConfig:
+    """Read a `federation.toml`; its relative paths become absolute, seen from the file's folder."""
+    federation = read_toml(path, FederationConfig)
+    here = path.resolve().parent
+    initial = _absolute(here, federation.qc.initial) if federation.qc.initial else None
+    qc = federation.qc.model_copy(update={"initial": initial})
+    return federation.model_copy(update={"task": _task(here, federation.task), "qc": qc})
+
+
+def _absolute(here: Path, path: Path) -> Path:
+    """`path` as seen from the folder `here`; `~` is the home of whoever runs this."""
+    return here / path.expanduser()
+
+
+def _task(here: Path, task: str) -> str:
+    """The name of a built-in task as it is, the path of a task's own TOML file made absolute."""
+    return str(_absolute(here, Path(task))) if task.endswith(".toml") else task
+
+
+def read_toml(path: Path, model: type[Model]) -> Model:
+    """Read a TOML file into `model`.
+
+    Raises:
+        ConfigError: naming the file, the key, what was found and what is allowed.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors put a byte-order mark in front
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: it cannot be read: {error}") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return parse(values, model, source=str(path))
+
+
+def parse(values: dict[str, Any], model: type[Model], *, source: str) -> Model:
+    """Check `values` against `model`; `source` names where they come from.
+
+    Raises:
+        ConfigError: one sentence for each key that is wrong.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        sentences = [_sentence(detail, model) for detail in error.errors(include_url=False)]
+        raise ConfigError(f"{source}: " + "; ".join(sentences)) from None
+
+
+def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    """One pydantic error as a sentence with the key, what was found and what is allowed."""
+    key = ".".join(str(part) for part in detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        known = _keys_at(model, detail["loc"][:-1])
+        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"unknown key {key!r}; {hint}known here: {', '.join(known)}"
+    if detail["type"] == "missing":
+        if isinstance(detail["loc"][-1], int):
+            return f"{key.rpartition('.')[0]}: too few values (found {detail['input']!r})"
+        return f"key {key!r} is missing"
+    if not key:
+        return message
+    if detail["type"] in {"model_type", "dict_type"}:
+        return f"{key}: must be a table, written [{key}] (found {detail['input']!r})"
+    found = "" if isinstance(detail["input"], dict) else f" (found {detail['input']!r})"
+    return f"{key}: {message[0].lower()}{message[1:]}{found}"
+
+
+def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the table at `location` may hold."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return sorted(model.model_fields)

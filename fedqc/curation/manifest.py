@@ -1,0 +1,189 @@
+"""The manifest: every decision of one site and run, with what it was made from.
+
+It stays at the site. It holds the hash of every input file, the model and the rule, so that a decision can be
+checked and made again, and it is what the segmentation stage reads to know which cases take part.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+import uuid
+from collections import Counter
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from fedqc.config import FrozenModel, Share, parse
+from fedqc.curation.rules import Outcome
+from fedqc.errors import ConfigError, DataError
+from fedqc.task import Task
+
+VERSION: Literal[1] = 1
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class InputFile(FrozenModel):
+    """One file a decision rests on."""
+
+    path: str = Field(min_length=1)
+    """Relative to the site's data folder, with forward slashes."""
+    sha256: Sha256
+    """Of the file's bytes."""
+
+    @field_validator("path")
+    @classmethod
+    def _inside_the_data_folder(cls, path: str) -> str:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            msg = "a path must be relative to the site's data folder and stay inside it"
+            raise ValueError(msg)
+        return path
+
+
+class Entry(FrozenModel):
+    """One candidate: its score and what became of it."""
+
+    id: str = Field(min_length=1)
+    patient: str = Field(min_length=1)
+    quality: Share
+    regions: dict[str, Share]
+    """Predicted DSC of each region; empty where the method gives none."""
+    decision: Outcome
+    reason: str = Field(min_length=1)
+    files: dict[str, InputFile] = Field(min_length=1)
+    """By role: a modality's name, or `label`."""
+
+
+class LeftOut(FrozenModel):
+    """One problem of a case that could not be used; a case may stand here with several."""
+
+    case: str
+    code: str
+    file: str | None
+    found: str
+    fix: str
+
+
+class UsedModel(FrozenModel):
+    """The model that scored."""
+
+    method: str
+    sha256: Sha256
+    """Of the stored weights."""
+
+
+class UsedRule(FrozenModel):
+    """The rule that decided."""
+
+    name: str
+    threshold: Share
+    review: Share
+
+
+class Manifest(FrozenModel):
+    """All decisions of one site and run."""
+
+    version: Literal[1] = VERSION
+    site: str
+    federation: str
+    task: str
+    created: str
+    """ISO 8601 date and time."""
+    model: UsedModel
+    rule: UsedRule
+    entries: tuple[Entry, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @field_validator("created")
+    @classmethod
+    def _is_a_time(cls, created: str) -> str:
+        datetime.fromisoformat(created)
+        return created
+
+    @model_validator(mode="after")
+    def _no_case_twice(self) -> Self:
+        times = Counter(entry.id for entry in self.entries)
+        twice = sorted(case for case, count in times.items() if count > 1)
+        if twice:
+            msg = f"case listed twice: {', '.join(twice)}; every candidate has one decision"
+            raise ValueError(msg)
+        return self
+
+
+def kept(manifest: Manifest) -> tuple[str, ...]:
+    """Ids of the candidates that take part in training, in the manifest's order."""
+    return tuple(entry.id for entry in manifest.entries if entry.decision is Outcome.KEEP)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `manifest` as JSON; a reader sees the old file or the whole new one, never a part."""
+    _write_aside(path, manifest.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        DataError: there is no such file, or it is not a manifest; with what is wrong.
+    """
+    fix = "restore the file, or score the site's cases again"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; score the site's cases first") from None
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror}; check the path and its permissions"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not valid JSON ({error}); {fix}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: holds a {type(values).__name__}, a manifest is an object; {fix}")
+    version = values.get("version")
+    if version != VERSION:
+        raise DataError(f"{path}: is a manifest of version {version!r}, this fedqc reads {VERSION}; {fix}")
+    try:
+        return parse(values, Manifest, source=str(path))
+    except ConfigError as error:
+        raise DataError(f"{error}; {fix}") from None
+
+
+def write_scores(path: Path, manifest: Manifest, task: Task) -> None:
+    """Write the manifest's entries as a table: id, patient, quality, one column a region, decision, reason.
+
+    A region that the method gave no number for is an empty cell.
+
+    Raises:
+        DataError: the manifest is of another task.
+    """
+    if manifest.task != task.name:
+        raise DataError(
+            f"{path}: the manifest is of task {manifest.task!r}, not {task.name!r}; give that task"
+        )
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["id", "patient", "quality", *task.regions, "decision", "reason"])
+    for entry in manifest.entries:
+        regions = [f"{entry.regions[name]:.6f}" if name in entry.regions else "" for name in task.regions]
+        writer.writerow(
+            [entry.id, entry.patient, f"{entry.quality:.6f}", *regions, entry.decision.value, entry.reason]
+        )
+    _write_aside(path, table.getvalue())
+
+
+def _write_aside(path: Path, text: str) -> None:
+    """Write beside `path` and rename; the file keeps the permissions it had."""
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            shutil.copymode(path, aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)

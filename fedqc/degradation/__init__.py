@@ -1,0 +1,1 @@
+"""Turning reference labels into worse ones of exactly known quality: pure, label to label."""

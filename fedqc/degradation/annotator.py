@@ -1,0 +1,319 @@
+"""Errors that people make: one class a kind.
+
+The papers train on errors of machines and curate labels of people. Sizes are relative to the structure (the
+radius of the ball with the foreground's volume), so that one set of ranges serves a hippocampus and a glioma;
+they are chosen so that DSC reaches from about 0 to about 0.9.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedqc.degradation.base import (
+    Degradation,
+    Params,
+    component_at,
+    distance_to,
+    draw_seed,
+    radius,
+    smooth_field,
+)
+
+REACH = 12
+"""Voxels by which a contour can move at most; bounds the cost of the distances."""
+
+
+def _values(params: Sequence[Params], key: str, labels: Tensor) -> Tensor:
+    """One float parameter of every label, `[N, 1, 1, 1]`."""
+    values = [float(p[key]) for p in params]
+    return torch.tensor(values, device=labels.device)[:, None, None, None]
+
+
+def _present(label: Tensor) -> list[int]:
+    """Class indices that occur in a label."""
+    return [int(index) for index in label.unique() if index > 0]
+
+
+def _nearest_class(labels: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+    """Distance in voxels to the foreground and the class found there, both `[N, X, Y, Z]`."""
+    distances = torch.stack([distance_to(labels == k, reach) for k in range(1, int(labels.max()) + 1)])
+    nearest, index = distances.min(dim=0)
+    return nearest, (index + 1).to(labels.dtype)
+
+
+def _outside(labels: Tensor, reach: int) -> Tensor:
+    """Distance in voxels to the background, `[N, X, Y, Z]`."""
+    return distance_to(labels == 0, reach)
+
+
+def _reach(params: Sequence[Params]) -> int:
+    """Whole voxels that cover the largest `distance` of a batch."""
+    return int(np.ceil(max(float(p["distance"]) for p in params)))
+
+
+class UnderContouring(Degradation):
+    """The contour runs inside the structure: everything closer to the background than a distance is lost."""
+
+    kind = "under-contouring"
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
+        """Draw the distance in voxels; never so far that nothing is left."""
+        deepest = float(_outside(label[None], REACH).max())
+        distance = max(1.0, float(rng.uniform(0.08, 0.4)) * radius(label))
+        return {"distance": min(distance, max(deepest - 0.5, 0.5))}
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Set voxels within the distance of the background to background."""
+        inside = _outside(labels, _reach(params)) > _values(params, "distance", labels)
+        return torch.where(inside, labels, torch.zeros_like(labels))
+
+
+class OverContouring(Degradation):
+    """The contour runs outside the structure: background within a distance takes the nearest class."""
+
+    kind = "over-contouring"
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
+        """Draw the distance in voxels."""
+        return {"distance": min(max(1.0, float(rng.uniform(0.08, 0.5)) * radius(label)), float(REACH))}
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Give background voxels within the distance the class nearest to them."""
+        nearest, index = _nearest_class(labels, _reach(params))
+        grown = (labels == 0) & (nearest <= _values(params, "distance", labels))
+        return torch.where(grown, index, labels)
+
+
+class StaleLabel(Degradation):
+    """The label of an earlier scan: the structure has since grown here and shrunk there."""
+
+    kind = "stale-label"
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
+        """Draw by how many voxels the contour moves in general and from place to place."""
+        distance = min(float(rng.uniform(0.15, 0.6)) * radius(label), float(REACH))
+        return {"distance": distance, "growth": float(rng.uniform(-0.5, 0.5)), "seed": draw_seed(rng)}
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Move the contour by a smooth random field (positive: outwards)."""
+        reach = int(np.ceil(_reach(params) * 1.5))
+        nearest, index = _nearest_class(labels, reach)
+        depth = nearest - _outside(labels, reach)  # negative inside
+        field = smooth_field([int(p["seed"]) for p in params], 1, 5, labels.shape[1:], labels.device)[:, 0]
+        offset = _values(params, "distance", labels) * (field + _values(params, "growth", labels))
+        return torch.where(depth <= offset, index, torch.zeros_like(labels))
+
+
+class MissedComponent(Degradation):
+    """One connected piece of one class was not annotated."""
+
+    kind = "missed-component"
+
+    def applies_to(self, label: Tensor) -> bool:
+        """Something must be left: at least two pieces of any class."""
+        return len(_present(label)) > 1 or self._voxels_left(label)
+
+    @staticmethod
+    def _voxels_left(label: Tensor) -> bool:
+        mask = label.cpu().numpy() > 0
+        return bool(mask.any()) and bool((mask & ~component_at(mask, np.argwhere(mask)[0])).any())
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
+        """Draw a class, then a voxel of it: large pieces are missed as often as they are large."""
+        index = int(rng.choice(_present(label)))
+        voxels = (label == index).nonzero()
+        return {"class": index, "voxel": voxels[int(rng.integers(len(voxels)))].tolist()}
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Set the piece to background."""
+        result = labels.clone()
+        for label, p in zip(result, params, strict=True):
+            mask = (label == int(p["class"])).cpu().numpy()
+            piece = component_at(mask, p["voxel"])
+            label[torch.from_numpy(piece).to(label.device)] = 0
+        return result
+
+
+class InventedComponent(Degradation):
+    """Up to three ellipsoids of a class where there is none."""
+
+    kind = "invented-component"
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
+        """Draw the number of pieces, their class, and for each a centre and three half axes in voxels."""
+        count = int(rng.integers(1, 4))
+        shape = np.array(label.shape)
+        axes = rng.uniform(0.3, 1.1, (count, 1)) * radius(label) * rng.uniform(0.7, 1.4, (count, 3))
+        centres = rng.uniform(0.15, 0.85, (count, 3)) * shape
+        return {
+            "class": int(rng.choice(_present(label))),
+            "centres": centres.ravel().tolist(),
+            "axes": axes.ravel().tolist(),
+        }
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Fill the ellipsoids where the label is background."""
+        result = labels.clone()
+        grid = torch.stack(
+            torch.meshgrid(*[torch.arange(n, device=labels.device) for n in labels.shape[1:]], indexing="ij"), dim=-1
+        )
+        for label, p in zip(result, params, strict=True):
+            centres = torch.tensor(p["centres"], device=label.device).reshape(-1, 3)
+            axes = torch.tensor(p["axes"], device=label.device).reshape(-1, 3)
+            for centre, half in zip(centres, axes, strict=True):
+                ball = (((grid - centre) / half) ** 2).sum(dim=-1) <= 1
+                label[ball & (label == 0)] = int(p["class"])
+        return result
+
+
+class SwappedClasses(Degradation):
+    """Two classes carry each other's name, or one carries the other's."""
+
+    kind = "swapped-classes"
+
+    def applies_to(self, label: Tensor) -> bool:
+        """There must be two classes."""
+        return len(_present(label)) > 1
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
+        """Draw two classes, and whether only the first is renamed."""
+        first, second = rng.choice(_present(label), 2, replace=False)
+        return {"first": int(first), "second": int(second), "both": int(rng.random() < 0.7)}
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Rename."""
+        result = labels.clone()
+        for label, old, p in zip(result, labels, params, strict=True):
+            first, second = int(p["first"]), int(p["second"])
+            label[old == first] = second
+            if p["both"]:
+                label[old == second] = first
+        return result
+
+
+class SlicesLeftOut(Degradation):
+    """Slices without annotation: every second or third one, or a run of neighbours."""
+
+    kind = "slices-left-out"
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
+        """Draw an axis and which slices of the structure are left out."""
+        axis = int(rng.integers(3))
+        others = [other for other in range(3) if other != axis]
+        slices = (label > 0).any(dim=max(others)).any(dim=min(others)).nonzero()[:, 0].tolist()
+        pattern = str(rng.choice(["alternating", "run"]))
+        if pattern == "alternating":
+            period = int(rng.integers(2, 4))
+            kept = int(rng.integers(period))
+            # Of every three slices two are left out, of every two one.
+            gone = [index for position, index in enumerate(slices) if position % period != kept]
+        else:
+            length = min(max(1, int(rng.uniform(0.15, 0.7) * len(slices))), max(1, len(slices) - 1))
+            start = int(rng.integers(len(slices) - length + 1))
+            gone = slices[start : start + length]
+        return {"axis": axis, "slices": gone}
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Set the slices to background."""
+        result = labels.clone()
+        for label, p in zip(result, params, strict=True):
+            gone = torch.tensor(p["slices"], dtype=torch.long, device=label.device)
+            label.index_fill_(int(p["axis"]), gone, 0)
+        return result
+
+
+class LeftRightFlip(Degradation):
+    """The label is mirrored left to right, as when an orientation was read wrongly."""
+
+    kind = "left-right-flip"
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:  # noqa: ARG002
+        """Nothing to draw: axis 0 of a case is right-left."""
+        return {}
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:  # noqa: ARG002
+        """Mirror axis 0 of the volume."""
+        return labels.flip(1)
+
+
+class Shift(Degradation):
+    """The label lies beside the structure, as when a grid's origin was lost."""
+
+    kind = "shift"
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
+        """Draw a direction and a length, and round to whole voxels (at least one)."""
+        direction = rng.normal(size=3)
+        offset = direction / np.linalg.norm(direction) * rng.uniform(0.1, 1.1) * radius(label)
+        voxels = np.rint(offset).astype(int)
+        if not voxels.any():
+            voxels[int(np.argmax(np.abs(offset)))] = 1
+        return {"voxels": voxels.tolist()}
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Move by whole voxels; what comes in from outside is background."""
+        result = torch.zeros_like(labels)
+        for label, old, p in zip(result, labels, params, strict=True):
+            pairs = zip(p["voxels"], old.shape, strict=True)
+            spans = [(slice(max(v, 0), n + min(v, 0)), slice(max(-v, 0), n + min(-v, 0))) for v, n in pairs]
+            label[tuple(new for new, _ in spans)] = old[tuple(source for _, source in spans)]
+        return result
+
+
+class AnotherPatient(Degradation):
+    """The label of another patient, as when files were mixed up.
+
+    Args:
+        donors: Labels `[X, Y, Z]` uint8 to take from, all of one size; the label itself is never taken.
+    """
+
+    kind = "another-patient"
+
+    def __init__(self, donors: Sequence[Tensor]) -> None:
+        self.donors = donors
+
+    def applies_to(self, label: Tensor) -> bool:
+        """There must be another label."""
+        return any(not torch.equal(donor.to(label.device), label) for donor in self.donors)
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
+        """Draw the donor."""
+        order = rng.permutation(len(self.donors))
+        return {"donor": next(int(i) for i in order if not torch.equal(self.donors[i].to(label.device), label))}
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Return the donors' labels."""
+        return torch.stack([self.donors[int(p["donor"])] for p in params]).to(labels)
+
+
+ANNOTATOR_KINDS: tuple[str, ...] = (
+    UnderContouring.kind,
+    OverContouring.kind,
+    MissedComponent.kind,
+    InventedComponent.kind,
+    SwappedClasses.kind,
+    SlicesLeftOut.kind,
+    LeftRightFlip.kind,
+    Shift.kind,
+    AnotherPatient.kind,
+    StaleLabel.kind,
+)
+
+
+def annotator_errors(donors: Sequence[Tensor]) -> dict[str, Degradation]:
+    """All kinds of annotator error by name; `donors` are the labels that may be mixed up."""
+    kinds: tuple[Degradation, ...] = (
+        UnderContouring(),
+        OverContouring(),
+        MissedComponent(),
+        InventedComponent(),
+        SwappedClasses(),
+        SlicesLeftOut(),
+        LeftRightFlip(),
+        Shift(),
+        AnotherPatient(donors),
+        StaleLabel(),
+    )
+    return {kind.kind: kind for kind in kinds}

@@ -1,0 +1,115 @@
+"""What a degradation is: parameters drawn first, applied second, and kept, so that a label can be made again."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional as F
+
+Params = Mapping[str, Any]
+"""Drawn parameters of one degradation: numbers and lists of numbers, so that they can be written to JSON."""
+
+
+class Degradation(ABC):
+    """Turns labels into worse ones. Kinds of error are told apart by `kind`."""
+
+    kind: ClassVar[str]
+
+    def applies_to(self, label: Tensor) -> bool:  # noqa: ARG002
+        """Whether this kind of error is possible in `label` `[X, Y, Z]` (swapping needs two classes)."""
+        return True
+
+    @abstractmethod
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
+        """Draw the parameters for one label `[X, Y, Z]` uint8 of class indices."""
+
+    @abstractmethod
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Degrade a batch.
+
+        Args:
+            labels: `[N, X, Y, Z]` uint8 class indices, on any device.
+            params: One set of parameters for each label.
+
+        Returns:
+            New labels, same shape, type and device.
+        """
+
+
+def radius(label: Tensor) -> float:
+    """Radius in voxels of the ball that has the foreground's volume; sizes of errors are relative to it."""
+    return max(1.0, float(3.0 * int((label > 0).sum()) / (4.0 * np.pi)) ** (1 / 3))
+
+
+def distance_to(mask: Tensor, reach: int) -> Tensor:
+    """Euclidean distance in voxels to the nearest voxel of `mask`, exact up to `reach`, larger beyond.
+
+    One parabola minimum an axis (Felzenszwalb & Huttenlocher 2012), bounded by `reach` and so a few shifted
+    minima on the whole batch instead of a loop over lines.
+
+    Args:
+        mask: `[N, X, Y, Z]` bool.
+        reach: Largest distance of interest in voxels.
+
+    Returns:
+        `[N, X, Y, Z]` float32.
+    """
+    far = float((reach + 1) ** 2 * 4)
+    squared = torch.where(mask, 0.0, far)
+    for axis in (1, 2, 3):
+        length = squared.shape[axis]
+        best = squared.clone()
+        for step in range(1, min(reach, length - 1) + 1):
+            ahead, behind = squared.narrow(axis, step, length - step), squared.narrow(axis, 0, length - step)
+            low, high = best.narrow(axis, 0, length - step), best.narrow(axis, step, length - step)
+            low.copy_(torch.minimum(low, ahead + step**2))
+            high.copy_(torch.minimum(high, behind + step**2))
+        squared = best
+    return squared.sqrt()
+
+
+def smooth_field(seeds: Sequence[int], channels: int, points: int, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Smooth random fields in [-1, 1]: uniform values on a coarse grid, interpolated trilinearly.
+
+    Args:
+        seeds: One seed a field, part of the recipe.
+        channels: Values at every voxel.
+        points: Control points along each axis.
+        shape: `X, Y, Z`.
+        device: Where the result lives; the values do not depend on it.
+
+    Returns:
+        `[N, channels, X, Y, Z]` float32.
+    """
+    coarse = [
+        torch.rand((channels, points, points, points), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        for seed in seeds
+    ]
+    return F.interpolate(torch.stack(coarse).to(device), size=tuple(shape), mode="trilinear", align_corners=True)
+
+
+def draw_seed(rng: np.random.Generator) -> int:
+    """A seed that fits into a recipe."""
+    return int(rng.integers(2**31))
+
+
+def component_at(mask: np.ndarray, voxel: Sequence[int]) -> np.ndarray:
+    """The 26-connected component of `mask` `[X, Y, Z]` that holds `voxel`, as a mask."""
+    components, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    return np.asarray(components == components[tuple(voxel)])
+
+
+class Untouched(Degradation):
+    """The reference label itself: a model must know what good looks like."""
+
+    kind = "untouched"
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:  # noqa: ARG002, D102
+        return {}
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:  # noqa: ARG002, D102
+        return labels.clone()

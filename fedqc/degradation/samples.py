@@ -1,0 +1,253 @@
+"""QC samples: an image, a degraded label, and what is then known exactly about that label."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedqc.cases.volumes import Case
+from fedqc.config import SamplesConfig
+from fedqc.degradation.annotator import ANNOTATOR_KINDS, annotator_errors
+from fedqc.degradation.balance import histogram_balance, quantile_balance
+from fedqc.degradation.base import Degradation, Params, Untouched
+from fedqc.degradation.seggen import SegGen
+from fedqc.errors import ConfigError, TrainingError
+from fedqc.metrics.overlap import overlap
+from fedqc.task import Task
+
+ALL_KINDS: tuple[str, ...] = (Untouched.kind, SegGen.kind, *ANNOTATOR_KINDS)
+CHUNK = 32
+"""Labels degraded at a time; bounds the memory."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that is needed to make one degraded label again."""
+
+    case: int
+    """Index of the reference case."""
+    kind: str
+    params: Params
+
+
+@dataclass(frozen=True)
+class Degraded:
+    """Degraded labels with their truth, in the order of their recipes."""
+
+    recipes: tuple[Recipe, ...]
+    label: Tensor
+    """`[N, X, Y, Z]` uint8 class indices."""
+    dsc: Tensor
+    """`[N, R]` DSC of each region."""
+    present: Tensor
+    """`[N, R]` whether the region is in the reference at all."""
+    mean: Tensor
+    """`[N]` mean DSC over the present regions."""
+
+    def chosen(self, indices: NDArray[np.intp]) -> "Degraded":
+        """The samples at `indices`, in that order; one may occur several times."""
+        recipes = tuple(self.recipes[index] for index in indices)
+        where = torch.from_numpy(indices)
+        return Degraded(recipes, self.label[where], self.dsc[where], self.present[where], self.mean[where])
+
+    def joined(self, other: "Degraded") -> "Degraded":
+        """These samples, then the other ones."""
+        pairs = [(getattr(self, name), getattr(other, name)) for name in ("label", "dsc", "present", "mean")]
+        return Degraded(self.recipes + other.recipes, *(torch.cat(pair) for pair in pairs))
+
+
+class _Labels(Sequence[Tensor]):
+    """Labels as tensors, read from their (memory-mapped) arrays only when asked for."""
+
+    def __init__(self, arrays: Sequence[NDArray[np.uint8]]) -> None:
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Labels": ...
+    def __getitem__(self, index: int | slice) -> "Tensor | _Labels":
+        if isinstance(index, slice):
+            return _Labels(self.arrays[index])
+        return torch.from_numpy(np.array(self.arrays[index]))
+
+    def stack(self, indices: Sequence[int]) -> Tensor:
+        """`[N, X, Y, Z]` uint8; N may be 0."""
+        stacked = np.empty((len(indices), *self.arrays[0].shape), dtype=np.uint8)
+        for position, index in enumerate(indices):
+            stacked[position] = self.arrays[index]
+        return torch.from_numpy(stacked)
+
+
+class LabelFactory:
+    """Makes degraded labels from a site's reference labels.
+
+    Args:
+        references: `[X, Y, Z]` uint8 class indices, all of one size.
+        regions: Class indices of each region, see `Task.region_indices`.
+        kinds: The kinds of error to make.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[NDArray[np.uint8]],
+        regions: Sequence[Sequence[int]],
+        kinds: Sequence[str] = ALL_KINDS,
+    ) -> None:
+        unknown = [kind for kind in kinds if kind not in ALL_KINDS]
+        if unknown:
+            raise ConfigError(f"unknown kind of label error: {', '.join(unknown)}; known: {', '.join(ALL_KINDS)}")
+        self.references = _Labels(references)
+        self.regions = regions
+        known: dict[str, Degradation] = {Untouched.kind: Untouched(), SegGen.kind: SegGen()}
+        known |= annotator_errors(self.references)
+        self.degradations: Mapping[str, Degradation] = {kind: known[kind] for kind in kinds}
+
+    def draw(self, rng: np.random.Generator, case: int, kind: str) -> Recipe | None:
+        """A recipe of one kind for one case; None where that kind of error is not possible."""
+        degradation, label = self.degradations[kind], self.references[case]
+        if not degradation.applies_to(label):
+            return None
+        return Recipe(case, kind, degradation.make_params(rng, label))
+
+    def make(self, recipes: Sequence[Recipe]) -> Degraded:
+        """Apply recipes, all labels of one kind at once."""
+        reference = self.references.stack([recipe.case for recipe in recipes])
+        result = torch.empty_like(reference)
+        order = sorted(range(len(recipes)), key=lambda index: recipes[index].kind)
+        for kind, members in groupby(order, key=lambda index: recipes[index].kind):
+            indices = list(members)
+            for start in range(0, len(indices), CHUNK):
+                part = indices[start : start + CHUNK]
+                params = [recipes[index].params for index in part]
+                result[part] = self.degradations[kind].apply(reference[part], params)
+        truth = overlap(result, reference, self.regions)
+        return Degraded(tuple(recipes), result, truth.dsc, truth.present, truth.mean)
+
+
+class SamplePool:
+    """Draws a training round's samples in stated shares of kinds and balances their DSC.
+
+    Args:
+        factory: Makes the labels.
+        samples: Shares of the sources; `annotator` is divided equally among its kinds.
+        balance: `quantile` (QCResUNet), `histogram` (Robinson) or `none`.
+    """
+
+    def __init__(
+        self,
+        factory: LabelFactory,
+        samples: SamplesConfig,
+        balance: Literal["quantile", "histogram", "none"],
+    ) -> None:
+        self.factory = factory
+        self.balance = balance
+        annotator = [kind for kind in factory.degradations if kind in ANNOTATOR_KINDS]
+        shares = dict.fromkeys(annotator, samples.annotator / max(1, len(annotator)))
+        if SegGen.kind in factory.degradations:
+            shares[SegGen.kind] = samples.seggen
+        self.kinds = list(shares)
+        total = sum(shares.values()) + samples.untouched
+        if not total:
+            raise ConfigError("no kind of label error is left to train on; see qc.samples and qc.leave_out")
+        self.untouched = samples.untouched / total
+        self.weights = np.array(list(shares.values())) / max(sum(shares.values()), 1e-12)
+
+    def chunks(self, rng: np.random.Generator, count: int) -> Iterator[Degraded]:
+        """`count` samples in random order, up to 32 at a time."""
+        for start in range(0, count, CHUNK):
+            yield self._chunk(rng, min(CHUNK, count - start))
+
+    def _chunk(self, rng: np.random.Generator, count: int) -> Degraded:
+        """Untouched labels keep their share: balancing by DSC would leave hardly any of them."""
+        n_untouched = int(rng.binomial(count, self.untouched)) if self.kinds else count
+        cases = rng.integers(len(self.factory.references), size=n_untouched)
+        untouched = self.factory.make([Recipe(int(case), Untouched.kind, {}) for case in cases])
+        if n_untouched == count:
+            return untouched
+        degraded = self._balanced(rng, count - n_untouched)
+        return untouched.joined(degraded).chosen(rng.permutation(count))
+
+    def _balanced(self, rng: np.random.Generator, count: int) -> Degraded:
+        """Twice as many degraded labels as needed are made and measured, then chosen by their DSC."""
+        recipes: list[Recipe] = []
+        attempts = 0
+        while len(recipes) < (count if self.balance == "none" else 2 * count):
+            attempts += 1
+            if attempts > 100 * count:
+                raise TrainingError(f"none of the label errors {', '.join(self.kinds)} is possible in these cases")
+            kind = self.kinds[int(rng.choice(len(self.kinds), p=self.weights))]
+            recipe = self.factory.draw(rng, int(rng.integers(len(self.factory.references))), kind)
+            if recipe is not None:
+                recipes.append(recipe)
+        made = self.factory.make(recipes)
+        if self.balance == "none":
+            return made
+        dsc = made.mean.numpy()
+        if self.balance == "quantile":
+            return made.chosen(quantile_balance(dsc, count, rng))
+        return made.chosen(np.resize(histogram_balance(dsc, rng), count))
+
+
+def draw_below(
+    factory: LabelFactory, rng: np.random.Generator, case: int, kind: str, largest_dsc: float | None
+) -> Recipe | None:
+    """A recipe whose label has at most `largest_dsc`; None where the kind is not possible or never that bad."""
+    for _ in range(20):
+        recipe = factory.draw(rng, case, kind)
+        if recipe is None or largest_dsc is None or kind == Untouched.kind:
+            return recipe
+        if float(factory.make([recipe]).mean[0]) <= largest_dsc:
+            return recipe
+    return None
+
+
+@dataclass(frozen=True)
+class DegradedCase:
+    """A case with a degraded label in place of its own, and the truth about it."""
+
+    case: Case
+    """Image and degraded label."""
+    kind: str
+    recipe: Recipe
+    dsc: dict[str, float]
+    """DSC of each region that is in the reference."""
+    mean_dsc: float
+    error: NDArray[np.bool_]
+    """`[X, Y, Z]` where the degraded label is wrong."""
+
+
+def degrade_cases(
+    cases: Sequence[Case],
+    task: Task,
+    kinds: Sequence[str],
+    rng: np.random.Generator,
+) -> Iterator[DegradedCase]:
+    """Each case once with each kind of error that is possible in it: equal counts for calibration and evaluation."""
+    if not cases:
+        return
+    regions = task.region_indices()
+    factory = LabelFactory([case.label for case in cases], regions, kinds)
+    for index, case in enumerate(cases):
+        recipes = [recipe for kind in kinds if (recipe := factory.draw(rng, index, kind)) is not None]
+        made = factory.make(recipes)
+        for position, recipe in enumerate(recipes):
+            label = made.label[position].numpy()
+            present = made.present[position].tolist()
+            values = zip(task.regions, made.dsc[position].tolist(), present, strict=True)
+            yield DegradedCase(
+                case=replace(case, label=label),
+                kind=recipe.kind,
+                recipe=recipe,
+                dsc={name: dsc for name, dsc, there in values if there},
+                mean_dsc=float(made.mean[position]),
+                error=label != case.label,
+            )

@@ -1,0 +1,52 @@
+"""Every error a user can meet.
+
+    FedQCError
+    ├── ConfigError      a TOML file, a task or a command-line option is wrong
+    ├── DataError        a folder, a file or a case is wrong
+    ├── ModelError       a stored model cannot be read or does not fit the task
+    ├── TrainingError    training cannot go on (a loss that is not finite, no sample to draw)
+    └── RunError         a federated run failed
+        ├── QuorumError      fewer sites than the federation needs
+        └── ProtocolError    a message is not what the protocol says
+
+The command line prints the message and nothing else, so a message names the file or the case, says what was
+found and what was expected, and how to mend it.
+"""
+
+
+class FedQCError(Exception):
+    """Base of all errors that fedqc raises on purpose."""
+
+    exit_code = 2
+
+
+class ConfigError(FedQCError):
+    """A TOML file, a task or a command-line option is wrong."""
+
+
+class DataError(FedQCError):
+    """A folder, a file or a case is wrong."""
+
+
+class ModelError(FedQCError):
+    """A stored model cannot be read or does not fit the task."""
+
+
+class TrainingError(FedQCError):
+    """Training cannot go on."""
+
+    exit_code = 3
+
+
+class RunError(FedQCError):
+    """A federated run failed."""
+
+    exit_code = 3
+
+
+class QuorumError(RunError):
+    """Fewer sites than the federation needs."""
+
+
+class ProtocolError(RunError):
+    """A message is not what the protocol says."""

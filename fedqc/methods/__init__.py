@@ -1,0 +1,1 @@
+"""QC methods behind one plug-in point, one method a file."""

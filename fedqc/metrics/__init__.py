@@ -1,0 +1,1 @@
+"""How well labels, qualities and decisions agree with the truth."""

@@ -1,0 +1,97 @@
+"""How well dropping annotations finds the broken ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import roc_auc_score
+
+from fedqc.errors import DataError
+
+
+@dataclass(frozen=True)
+class Filtering:
+    """What dropping did to the candidates; a failure is a candidate with a true DSC below tau.
+
+    None where a number is not defined (which JSON can hold).
+    """
+
+    tau: float
+    """A true DSC below this is a failure."""
+    n_candidates: int
+    n_failures: int
+    n_dropped: int
+    precision: float | None
+    """Share of the dropped that are failures; None if nothing was dropped."""
+    recall: float | None
+    """Share of the failures that were dropped; None if there is no failure."""
+    accuracy: float | None
+    """Share of the candidates that are dropped failures or kept others; None without candidates."""
+    auroc: float | None
+    """Area under the ROC curve of 1 - quality for failures; None unless there are failures and others."""
+    mean_dsc_before: float | None
+    """Mean true DSC of all candidates; None without candidates."""
+    mean_dsc_after: float | None
+    """Mean true DSC of what is kept; None if nothing is."""
+
+
+def filtering(quality: ArrayLike, true_dsc: ArrayLike, dropped: ArrayLike, tau: float) -> Filtering:
+    """Compare what was dropped with what is broken.
+
+    Args:
+        quality: `[n]` predicted quality in [0, 1], lower is worse.
+        true_dsc: `[n]` true DSC.
+        dropped: `[n]` bool: not kept (an undecided review counts as dropped).
+        tau: a true DSC below this is a failure.
+
+    Raises:
+        DataError: the lengths differ, a value is not finite, or `dropped` is not bool.
+    """
+    scores, truth, out = (
+        np.asarray(quality, np.float64),
+        np.asarray(true_dsc, np.float64),
+        np.asarray(dropped),
+    )
+    if scores.ndim != 1 or not scores.shape == truth.shape == out.shape:
+        raise DataError(
+            f"quality has shape {scores.shape}, true DSC {truth.shape}, dropped {out.shape}; "
+            "all must be [n] with the same n"
+        )
+    if out.size and out.dtype != np.bool_:
+        raise DataError(f"dropped holds {out.dtype}; it must be bool, one for each candidate")
+    if not (np.isfinite(scores).all() and np.isfinite(truth).all()):
+        raise DataError("a quality or a true DSC is not finite; leave those candidates out first")
+    out = out.astype(np.bool_)
+    failure = truth < tau
+    return Filtering(
+        tau=tau,
+        n_candidates=len(truth),
+        n_failures=int(failure.sum()),
+        n_dropped=int(out.sum()),
+        precision=_mean(failure[out]),
+        recall=_mean(out[failure]),
+        accuracy=_mean(out == failure),
+        auroc=auroc(-scores, failure),  # the order of 1 - quality, without its rounding
+        mean_dsc_before=_mean(truth),
+        mean_dsc_after=_mean(truth[~out]),
+    )
+
+
+def auroc(scores: ArrayLike, positives: ArrayLike) -> float | None:
+    """Area under the ROC curve: how often a positive scores above a negative, ties counting half.
+
+    Args:
+        scores: `[n]`, higher means rather positive.
+        positives: `[n]` bool.
+
+    Returns:
+        In [0, 1]; None where there is no positive or no negative.
+    """
+    truth = np.asarray(positives, dtype=np.bool_)
+    if truth.all() or not truth.any():
+        return None
+    return float(roc_auc_score(truth, np.asarray(scores, dtype=np.float64)))
+
+
+def _mean(values: np.ndarray[tuple[int, ...], np.dtype[np.bool_ | np.float64]]) -> float | None:
+    return float(values.mean()) if values.size else None

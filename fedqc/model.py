@@ -1,0 +1,124 @@
+"""A trained model on disk: a folder with `weights.safetensors` and `card.json`. Nothing is ever unpickled."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from fedqc import __version__
+from fedqc.config import FrozenModel, QCConfig
+from fedqc.errors import ModelError
+from fedqc.methods.base import Method, get_method
+from fedqc.task import Task
+
+WEIGHTS = "weights.safetensors"
+CARD = "card.json"
+
+
+class ModelCard(FrozenModel):
+    """What a model is and where it comes from."""
+
+    format: int = 1
+    fedqc: str = __version__
+    task: Task
+    qc: QCConfig
+    federation: str
+    seed: int
+    rounds: int
+    """Rounds of training that went into the weights."""
+    samples: int
+    """Training samples drawn in all, over all sites."""
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A model as read from disk."""
+
+    card: ModelCard
+    method: Method
+    network: nn.Module
+    sha256: str
+    """Of the weights file."""
+
+
+def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> str:
+    """Write a model; an older one in `folder` is replaced only when the new one is complete.
+
+    Returns:
+        SHA-256 of the weights file.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    weights = save_tensors({name: tensor.contiguous() for name, tensor in state.items()})
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (aside / WEIGHTS).write_bytes(weights)
+        (aside / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        aside.chmod(0o755)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return hashlib.sha256(weights).hexdigest()
+
+
+def load_model(folder: Path, task: Task | None = None) -> StoredModel:
+    """Read a model.
+
+    Args:
+        folder: Holds `weights.safetensors` and `card.json`.
+        task: The task at hand; a model of another one is refused.
+
+    Raises:
+        ModelError: a file is missing or broken, the weights do not fit the network, or the task is another one.
+    """
+    try:
+        card = ModelCard.model_validate(json.loads((folder / CARD).read_text(encoding="utf-8")))
+        data = (folder / WEIGHTS).read_bytes()
+        state = load_tensors(data)
+    except OSError as error:
+        raise ModelError(f"{folder}: not a model: {error.strerror}; a model holds {WEIGHTS} and {CARD}") from None
+    except (ValueError, ValidationError) as error:
+        raise ModelError(f"{folder / CARD}: not a model card of this version: {_first_line(error)}") from None
+    except SafetensorError as error:
+        raise ModelError(f"{folder / WEIGHTS}: not a safetensors file: {error}; copy it again") from None
+    if task is not None and card.task != task:
+        raise ModelError(f"{folder}: model of task {card.task.name!r} (or another definition of it), not {task.name!r}")
+    method = get_method(card.qc.method)(card.task, card.qc)
+    network = method.build(card.seed)
+    load_weights(network, state, source=str(folder / WEIGHTS))
+    return StoredModel(card, method, network, hashlib.sha256(data).hexdigest())
+
+
+def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Put weights into a network.
+
+    Raises:
+        ModelError: names or shapes differ; the message names the first difference.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != found:
+        name = next(n for n in [*expected, *found] if expected.get(n) != found.get(n))
+        raise ModelError(
+            f"{source}: weights do not fit the network: {name} is {found.get(name, 'missing')}, "
+            f"expected {expected.get(name, 'nothing of that name')}"
+        )
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(state[name])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,151 @@
+"""QCResUNet: joint prediction of segmentation quality and error map (Qiu et al., MICCAI 2023).
+
+A ResNet-34 encoder made 3D (instance norm, spatial dropout in every residual block) sees image and label. Its
+last layer is pooled into the quality head; a shallow decoder, which starts one layer earlier, makes the error
+map. With `width=64` and one label channel for four modalities it has the 66,151,042 parameters of the published
+code. Upsampling is nearest and the decoder uses leaky ReLU, as in the paper.
+
+    input ──stem──┬──max pool──┬──layer 1──layer 2──┬──layer 3──┬──layer 4── average pool ── linear ── quality
+                  │            │                    │           │
+    error map ── up ────────── up ───────────────── up ─────────┘
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class QCOutput(NamedTuple):
+    """What the network predicts for `N` image-label pairs."""
+
+    quality: Tensor
+    """`[N, n_outputs]` float32, not clamped."""
+    error_logits: Tensor
+    """`[N, 1, X, Y, Z]`; the sigmoid is the probability that the label is wrong at a voxel."""
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions with instance norm around a shortcut, then spatial dropout."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.InstanceNorm3d(out_channels, affine=True)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.InstanceNorm3d(out_channels, affine=True)
+        self.dropout = nn.Dropout3d(dropout)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv3d(in_channels, out_channels, 1, stride=stride, bias=False),
+                nn.InstanceNorm3d(out_channels, affine=True),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, in, X, Y, Z]` to `[N, out, X/stride, Y/stride, Z/stride]`."""
+        y = F.relu(self.norm1(self.conv1(x)))
+        y = self.dropout(self.norm2(self.conv2(y)))
+        return F.relu(y + self.shortcut(x))
+
+
+class UpBlock(nn.Module):
+    """Halve the channels, double the resolution, join the skip, two 3x3x3 convolutions."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv3d(in_channels, in_channels // 2, 1)
+        channels = in_channels // 2 + skip_channels
+        self.conv1 = nn.Conv3d(channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm = nn.InstanceNorm3d(out_channels)  # without parameters, so both convolutions share it
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """`[N, in, X, Y, Z]` and a skip `[N, skip, 2X, 2Y, 2Z]` to `[N, out, 2X, 2Y, 2Z]`."""
+        x = F.interpolate(self.reduce(x), scale_factor=2.0, mode="nearest")
+        x = F.leaky_relu(self.norm(self.conv1(torch.cat([skip, x], dim=1))), 0.01)
+        return F.leaky_relu(self.norm(self.conv2(x)), 0.01)
+
+
+class QCResUNet(nn.Module):
+    """QCResUNet of any width and depth.
+
+    Args:
+        in_channels: Modalities plus label channels.
+        n_outputs: Quality values (regions, and their mean).
+        width: Channels of stem and first layer; doubled by every further layer (paper 64, journal version 32).
+        blocks: Residual blocks of each layer; (3, 4, 6, 3) is ResNet-34. At least three layers.
+        stem_stride: 2 is the published 7x7x7 stem; 1 is a 3x3x3 stem at full resolution for small volumes.
+        dropout: Spatial dropout in every residual block.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        n_outputs: int,
+        width: int = 64,
+        blocks: Sequence[int] = (3, 4, 6, 3),
+        stem_stride: int = 2,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.stem_stride = stem_stride
+        kernel = 7 if stem_stride == 2 else 3
+        self.stem = nn.Sequential(
+            nn.Conv3d(in_channels, width, kernel, stride=stem_stride, padding=kernel // 2, bias=False),
+            nn.InstanceNorm3d(width, affine=True),
+            nn.ReLU(),
+        )
+        self.pool = nn.MaxPool3d(3, stride=2, padding=1)
+        layers = []
+        channels = width
+        for depth, count in enumerate(blocks):
+            out, stride = width * 2**depth, 1 if depth == 0 else 2
+            first = ResidualBlock(channels, out, stride=stride, dropout=dropout)
+            rest = [ResidualBlock(out, out, stride=1, dropout=dropout) for _ in range(count - 1)]
+            layers.append(nn.Sequential(first, *rest))
+            channels = out
+        self.layers = nn.ModuleList(layers)
+        self.quality = nn.Linear(channels, n_outputs)
+
+        # The decoder starts at the layer before the last; its skips are the layers between that one and the
+        # first, then the max pool, then the stem.
+        channels = width * 2 ** (len(blocks) - 2)
+        ups = []
+        for depth in range(len(blocks) - 3, 0, -1):
+            ups.append(UpBlock(channels, width * 2**depth, width * 2**depth))
+            channels = width * 2**depth
+        self.ups = nn.ModuleList([*ups, UpBlock(channels, width, 2 * width), UpBlock(2 * width, width, width)])
+        self.error = nn.Conv3d(width, 1, 1)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @property
+    def stride(self) -> int:
+        """Voxels of the input behind one voxel of the last layer; every axis must be a multiple of it."""
+        return self.stem_stride * 2 ** len(self.layers)
+
+    def forward(self, x: Tensor) -> QCOutput:
+        """Image and label channels `[N, in_channels, X, Y, Z]` to quality and error map."""
+        stem = self.stem(x)
+        pooled = self.pool(stem)
+        features = []
+        y = pooled
+        for layer in self.layers:
+            y = layer(y)
+            features.append(y)
+
+        with torch.autocast(x.device.type, enabled=False):  # 8 bits of mantissa are too few for a DSC
+            quality = self.quality(features[-1].float().mean(dim=(2, 3, 4)))
+
+        y = features[-2]
+        for up, skip in zip(self.ups, [*features[-3:0:-1], pooled, stem], strict=True):
+            y = up(y, skip)
+        if self.stem_stride > 1:
+            y = F.interpolate(y, scale_factor=float(self.stem_stride), mode="nearest")
+        return QCOutput(quality, self.error(y))

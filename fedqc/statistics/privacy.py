@@ -1,0 +1,110 @@
+"""What of a site's statistics may leave: the only way from a summary to numbers in a message.
+
+- A number with fewer than `min_count` distinct patients behind it is left out.
+- Groups that add up to a known total (a histogram's bins, the decisions): a group below `min_count` is
+  hidden. The sum of the hidden ones is the total less the shown ones, so as long as only one group is hidden,
+  or the hidden ones hold fewer than `min_count` patients together, the next smallest is hidden too.
+- Floats are rounded to three significant digits.
+- It fails closed: anything that does not say how many patients stand behind it is an error.
+
+Each table is protected against its own total. Two tables of the same cases (the histogram and the decisions)
+held against each other can still narrow a hidden count down where the threshold is the edge of a bin.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+from pydantic import BaseModel
+
+from fedqc.errors import ConfigError, ProtocolError
+from fedqc.statistics.site import Figure, Groups, Histogram, Tally
+
+HIDDEN = -1
+"""Stands for a histogram's bin that may not be told."""
+
+Released = dict[str, int | float | list[int]]
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+def release(summary: BaseModel | Mapping[str, object], min_count: int) -> Released:
+    """The numbers of a summary that may leave the site, by dotted key.
+
+    A histogram becomes the list of its counts, -1 for a hidden bin; it is left out where every bin is hidden.
+    A tally becomes one number a group. Edges are not sent: they are part of the program, not of the data.
+
+    Args:
+        summary: a model or mapping of Figure, Histogram, Tally or None (a number that is not defined), nested
+            as deep as wanted.
+        min_count: fewest distinct patients behind a number that leaves.
+
+    Returns:
+        Integers, finite floats and lists of integers only (what a Flower MetricRecord holds).
+
+    Raises:
+        ConfigError: `min_count` is below 1.
+        ProtocolError: the summary holds anything else, or a key that is no plain name.
+    """
+    if min_count < 1:
+        raise ConfigError(f"min_count is {min_count}; it must be 1 or more")
+    return dict(_walk("", summary, min_count))
+
+
+def _walk(key: str, value: object, min_count: int) -> Iterator[tuple[str, int | float | list[int]]]:
+    """The released numbers below `key`."""
+    if isinstance(value, Figure):
+        if value.patients >= min_count:
+            yield key, _rounded(value.value)
+    elif isinstance(value, Histogram):
+        shown = _shown(value, min_count)
+        if any(shown):
+            yield key, [count if show else HIDDEN for count, show in zip(value.counts, shown, strict=True)]
+    elif isinstance(value, Tally):
+        for name, count, show in zip(value.names, value.counts, _shown(value, min_count), strict=True):
+            if show:
+                yield _join(key, name), count
+    elif isinstance(value, BaseModel | Mapping):
+        members = value.items() if isinstance(value, Mapping) else iter(value)
+        for name, member in members:
+            yield from _walk(_join(key, name), member, min_count)
+    elif value is not None:
+        raise ProtocolError(
+            f"statistics hold {key!r} of type {type(value).__name__}; only a Figure, Histogram or Tally, "
+            "which say how many patients are behind them, may leave a site"
+        )
+
+
+def _shown(groups: Groups, min_count: int) -> list[bool]:
+    """Which groups may be told."""
+    ascending = sorted(range(len(groups.patients)), key=lambda index: groups.patients[index])
+    n_hidden = sum(patients < min_count for patients in groups.patients)
+    while 0 < n_hidden < len(ascending) and (
+        n_hidden == 1 or _gives_away(groups, ascending, n_hidden, min_count)
+    ):
+        n_hidden += 1
+    hidden = set(ascending[:n_hidden])
+    return [index not in hidden for index in range(len(ascending))]
+
+
+def _gives_away(groups: Groups, ascending: list[int], n_hidden: int, min_count: int) -> bool:
+    """Whether the hidden groups together hold someone, but fewer than `min_count` patients for certain.
+
+    A patient may be in several groups, so the patients of the hidden ones do not simply add up: at least as
+    many as in the largest, and at least those that no shown group can hold.
+    """
+    largest = groups.patients[ascending[n_hidden - 1]]
+    shown = sum(groups.patients[index] for index in ascending[n_hidden:])
+    return 0 < max(largest, groups.total_patients - shown) < min_count
+
+
+def _rounded(value: float) -> int | float:
+    return value if isinstance(value, int) else float(f"{value:.3g}")
+
+
+def _join(key: str, name: object) -> str:
+    if not isinstance(name, str) or _KEY.fullmatch(name) is None:
+        raise ProtocolError(
+            f"statistics hold the key {name!r} below {key!r}; a key that leaves a site is a plain name of "
+            "letters, digits, '-' and '_'"
+        )
+    return f"{key}.{name}" if key else name

@@ -1,0 +1,301 @@
+"""What a site knows about its own data: summaries whose every number says how many patients stand behind it.
+
+Nothing here has been filtered: a summary stays at the site, and `fedqc.statistics.privacy.release` makes what
+may leave of it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, FiniteFloat, NonNegativeInt, StrictFloat, StrictInt, model_validator
+
+from fedqc.config import FrozenModel
+from fedqc.curation.rules import Outcome
+from fedqc.errors import DataError
+from fedqc.metrics.agreement import mae, pearson, rmse
+from fedqc.metrics.filtering import auroc
+
+N_BINS = 10
+"""Bins of a histogram of qualities, of equal width in [0, 1]."""
+
+
+class Figure(FrozenModel):
+    """A number and the fewest distinct patients it tells something about.
+
+    That is everyone it was computed from, unless a smaller group shows when it is held against another figure
+    of the same site; then it is that group.
+    """
+
+    value: StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
+    patients: Annotated[StrictInt, Field(ge=0)]
+
+
+class Groups(FrozenModel):
+    """Disjoint groups of cases whose total is known, so that one hidden count follows from the others."""
+
+    counts: tuple[NonNegativeInt, ...]
+    """Cases of each group."""
+    patients: tuple[NonNegativeInt, ...]
+    """Distinct patients of each group."""
+    total_patients: NonNegativeInt
+    """Distinct patients of all groups together (a patient may have cases in several)."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.counts) != len(self.patients) or not self.counts:
+            msg = f"{len(self.counts)} counts and {len(self.patients)} patient counts; each group needs both"
+            raise ValueError(msg)
+        if any(patients > count for count, patients in zip(self.counts, self.patients, strict=True)):
+            msg = "a group has more patients than cases"
+            raise ValueError(msg)
+        if not max(self.patients) <= self.total_patients <= sum(self.patients):
+            msg = f"{self.total_patients} patients in all do not fit groups of {self.patients}"
+            raise ValueError(msg)
+        return self
+
+
+class Histogram(Groups):
+    """Cases in each bin; a bin holds its lower edge, the last one its upper edge too."""
+
+    edges: tuple[FiniteFloat, ...]
+
+    @model_validator(mode="after")
+    def _has_edges(self) -> Self:
+        if len(self.edges) != len(self.counts) + 1:
+            msg = f"{len(self.counts)} bins have {len(self.edges)} edges; they need {len(self.counts) + 1}"
+            raise ValueError(msg)
+        return self
+
+
+class Tally(Groups):
+    """Cases of each named group."""
+
+    names: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _has_names(self) -> Self:
+        if len(self.names) != len(self.counts) or len(set(self.names)) != len(self.names):
+            msg = f"{len(self.counts)} groups have the names {self.names}; each needs one of its own"
+            raise ValueError(msg)
+        return self
+
+
+class Volume(FrozenModel):
+    """Volume of one class in ml over the cases that have it."""
+
+    mean: Figure | None
+    sd: Figure | None
+
+
+class DataSummary(FrozenModel):
+    """A site's data set (phase summarise)."""
+
+    cases: Figure
+    patients: Figure
+    references: Figure
+    left_out: dict[str, Figure]
+    """Cases left out, by the code of the problem."""
+    volume_ml: dict[str, Volume]
+    """By class."""
+
+
+class CalibrationSummary(FrozenModel):
+    """How well the QC model does on a site's calibration cases, degraded in known ways (phase calibrate)."""
+
+    samples: Figure
+    r: Figure | None
+    mae: Figure | None
+    rmse: Figure | None
+    auroc: Figure | None
+    """Of finding failures."""
+
+
+class CurationSummary(FrozenModel):
+    """What curation did to a site's candidates (phase score)."""
+
+    candidates: Figure
+    decisions: Tally | None
+    """Keep, review, drop, as far as there are any."""
+    quality: Histogram | None
+    quality_mean: Figure | None
+    quality_sd: Figure | None
+    regions_mean: dict[str, Figure]
+
+
+def summarise_data(
+    patients: Sequence[str],
+    reference: Sequence[bool],
+    volumes_ml: Mapping[str, ArrayLike],
+    left_out: Mapping[str, Sequence[str]],
+) -> DataSummary:
+    """Summarise a site's data set.
+
+    Args:
+        patients: the patient of each of the n usable cases.
+        reference: for each, whether it is a reference case.
+        volumes_ml: by class, `[n]` volumes in ml.
+        left_out: by the code of the problem, the patient of each case that was left out for it.
+
+    Raises:
+        DataError: the lengths differ.
+    """
+    owner = _strings(patients)
+    is_reference = np.asarray(reference, dtype=np.bool_)
+    _check_lengths(len(owner), reference=len(is_reference))
+    n_patients, in_reference, in_candidates = (
+        _distinct(group) for group in (owner, owner[is_reference], owner[~is_reference])
+    )
+    # Another phase tells the number of candidates, and a total less one part is the other part.
+    behind_total = min((count for count in (in_reference, in_candidates) if count), default=0)
+    return DataSummary(
+        cases=Figure(value=len(owner), patients=behind_total),
+        patients=Figure(value=n_patients, patients=behind_total),
+        references=Figure(value=int(is_reference.sum()), patients=in_reference),
+        left_out={
+            code: Figure(value=len(names), patients=len(set(names)))
+            for code, names in sorted(left_out.items())
+        },
+        volume_ml={name: _volume(name, values, owner) for name, values in volumes_ml.items()},
+    )
+
+
+def summarise_calibration(
+    predicted: ArrayLike, true: ArrayLike, patients: Sequence[str], tau: float
+) -> CalibrationSummary:
+    """Summarise the QC model's predictions on degraded calibration cases.
+
+    Args:
+        predicted: `[n]` predicted DSC.
+        true: `[n]` true DSC.
+        patients: the patient of each sample.
+        tau: a true DSC below this is a failure.
+
+    Raises:
+        DataError: the lengths differ or a value is not finite.
+    """
+    quality, truth, owner = (
+        np.asarray(predicted, np.float64),
+        np.asarray(true, np.float64),
+        _strings(patients),
+    )
+    _check_lengths(len(owner), predicted=len(quality), true=len(truth))
+    failure = truth < tau
+    everyone = _distinct(owner)
+    # With one patient among the failures, the curve is that patient's rank.
+    smaller_class = min(_distinct(owner[failure]), _distinct(owner[~failure]))
+    return CalibrationSummary(
+        samples=Figure(value=len(owner), patients=everyone),
+        r=_figure(pearson(quality, truth), everyone),
+        mae=_figure(mae(quality, truth), everyone),
+        rmse=_figure(rmse(quality, truth), everyone),
+        auroc=_figure(auroc(-quality, failure), smaller_class),
+    )
+
+
+def summarise_curation(
+    quality: ArrayLike,
+    regions: Mapping[str, ArrayLike],
+    outcomes: Sequence[Outcome],
+    patients: Sequence[str],
+) -> CurationSummary:
+    """Summarise the scores of a site's candidates and what became of them.
+
+    Args:
+        quality: `[n]` predicted quality in [0, 1].
+        regions: by region, `[n]` predicted DSC.
+        outcomes: the decision about each candidate.
+        patients: the patient of each candidate.
+
+    Raises:
+        DataError: the lengths differ or a quality is outside [0, 1].
+    """
+    scores, owner = np.asarray(quality, dtype=np.float64), _strings(patients)
+    per_region = {name: np.asarray(values, dtype=np.float64) for name, values in regions.items()}
+    lengths = {f"region {name}": len(values) for name, values in per_region.items()}
+    _check_lengths(len(owner), quality=len(scores), outcomes=len(outcomes), **lengths)
+    everyone = _distinct(owner)
+    return CurationSummary(
+        candidates=Figure(value=len(owner), patients=everyone),
+        decisions=_decisions(outcomes, owner),
+        quality=quality_histogram(scores, patients) if len(owner) else None,
+        quality_mean=_figure(float(scores.mean()) if len(owner) else None, everyone),
+        quality_sd=_figure(float(scores.std(ddof=1)) if len(owner) > 1 else None, everyone),
+        regions_mean={
+            name: Figure(value=float(values.mean()), patients=everyone)
+            for name, values in per_region.items()
+            if len(values)
+        },
+    )
+
+
+def quality_histogram(quality: ArrayLike, patients: Sequence[str]) -> Histogram:
+    """Cases in ten bins of equal width in [0, 1].
+
+    Args:
+        quality: `[n]` in [0, 1].
+        patients: the patient of each case.
+
+    Raises:
+        DataError: the lengths differ or a quality is outside [0, 1].
+    """
+    scores, owner = np.asarray(quality, dtype=np.float64), _strings(patients)
+    _check_lengths(len(owner), quality=len(scores))
+    outside = scores[~((scores >= 0) & (scores <= 1))]
+    if outside.size:
+        raise DataError(f"quality {outside[0]} is outside [0, 1]; a QC method must give a number in [0, 1]")
+    # Edges as people write them: np.histogram has 0.30000000000000004 and puts 0.3 into the bin below.
+    edges = [index / N_BINS for index in range(N_BINS + 1)]
+    place = np.searchsorted(edges[1:-1], scores, side="right")
+    return Histogram(
+        edges=tuple(edges),
+        counts=tuple(int((place == index).sum()) for index in range(N_BINS)),
+        patients=tuple(_distinct(owner[place == index]) for index in range(N_BINS)),
+        total_patients=_distinct(owner),
+    )
+
+
+def _decisions(outcomes: Sequence[Outcome], owner: NDArray[np.str_]) -> Tally | None:
+    """Candidates by outcome; an outcome that nobody has is no group."""
+    decided = _strings([outcome.value for outcome in outcomes])
+    groups = {name.value: owner[decided == name.value] for name in Outcome}
+    groups = {name: members for name, members in groups.items() if len(members)}
+    if not groups:
+        return None
+    return Tally(
+        names=tuple(groups),
+        counts=tuple(len(members) for members in groups.values()),
+        patients=tuple(_distinct(members) for members in groups.values()),
+        total_patients=_distinct(owner),
+    )
+
+
+def _volume(name: str, values: ArrayLike, owner: NDArray[np.str_]) -> Volume:
+    """Over the cases that have the class: a mean with the others' zeros would give a lone patient away."""
+    volumes = np.asarray(values, dtype=np.float64)
+    _check_lengths(len(owner), **{f"volumes of {name}": len(volumes)})
+    has = volumes > 0
+    behind = _distinct(owner[has])
+    return Volume(
+        mean=_figure(float(volumes[has].mean()) if has.any() else None, behind),
+        sd=_figure(float(volumes[has].std(ddof=1)) if has.sum() > 1 else None, behind),
+    )
+
+
+def _figure(value: float | None, patients: int) -> Figure | None:
+    return None if value is None else Figure(value=value, patients=patients)
+
+
+def _strings(names: Sequence[str]) -> NDArray[np.str_]:
+    return np.asarray(names, dtype=np.str_)
+
+
+def _distinct(names: NDArray[np.str_]) -> int:
+    return len(set(names.tolist()))
+
+
+def _check_lengths(n: int, **lengths: int) -> None:
+    for name, length in lengths.items():
+        if length != n:
+            raise DataError(f"{name} has {length} values for {n} patients; there must be one for each case")

@@ -1,0 +1,93 @@
+"""The one training loop, used for every network, alone or in a federation."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedqc.compute import Compute
+from fedqc.errors import TrainingError
+
+Batch = TypeVar("Batch")
+Progress = Callable[[int, int], None]
+"""Called with steps done and steps in all."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a network is optimised. `total_steps` spans all rounds, so that a schedule goes on from round to round."""
+
+    learning_rate: float
+    total_steps: int
+    first_step: int = 0
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "exponential", "constant"] = "cosine"
+    warmup_steps: int = 0
+    clip_norm: float = 1.0
+    """Largest L2 norm of the gradient."""
+
+    def rate_at(self, step: int) -> float:
+        """Learning rate of one step; `exponential` ends at a hundredth, as 1e-4 to 1e-6 in QCResUNet."""
+        done = min(1.0, step / max(1, self.total_steps))
+        factor = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "exponential": 0.01**done, "constant": 1.0}
+        warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return self.learning_rate * warm * factor[self.schedule]
+
+
+def train(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    losses: Callable[[nn.Module, Batch], Mapping[str, Tensor]],
+    settings: TrainSettings,
+    compute: Compute,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Train a network in place, one step a batch.
+
+    Args:
+        network: Already on the device of `compute`.
+        batches: What the loss function takes, on the same device.
+        losses: The parts of the loss by name, each a scalar; their sum is minimised. Called under autocast.
+        settings: Optimiser and schedule.
+        compute: Device and precision.
+        progress: Told after every step.
+
+    Returns:
+        Mean of every part over the steps, and of their sum as `loss`.
+
+    Raises:
+        TrainingError: a loss is not finite; the message says which batch and part.
+    """
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    # eps is far above the rounding noise of gradients: with 1e-8 Adam would turn noise into full steps.
+    optimizer = kind(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-6)
+    network.train()
+    sums: dict[str, float] = {}
+    count = 0
+    for count, batch in enumerate(batches, start=1):
+        step = settings.first_step + count - 1
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate_at(step)
+        with compute.autocast():
+            parts = losses(network, batch)
+        total = torch.stack([part.float() for part in parts.values()]).sum()
+        values = {name: part.item() for name, part in parts.items()}
+        if not math.isfinite(total.item()):
+            found = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise TrainingError(
+                f"the loss of batch {count} (step {step + 1} of {settings.total_steps}) is not finite: {found}; "
+                "lower the learning rate or compute in fp32"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+        optimizer.step()
+        for name, value in (values | {"loss": total.item()}).items():
+            sums[name] = sums.get(name, 0.0) + value
+        if progress is not None:
+            progress(count, settings.total_steps)
+    return {name: value / count for name, value in sums.items()}

@@ -1,0 +1,25 @@
+"""The ServerApp: wiring only."""
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedqc.config import load_federation
+from fedqc.errors import ConfigError
+from fedqc_server.phases import run_federation
+from fedqc_server.run_folder import RunFolder
+
+# A plain assignment: Flower refuses an annotated one.
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Lead one run; `run_config` names the federation.toml, the run's folder and the seed."""
+    settings = context.run_config
+    missing = [key for key in ("federation", "out", "seed") if key not in settings]
+    if missing:
+        raise ConfigError(f"the run's configuration lacks {', '.join(missing)}; start the run with fedqc")
+    config = load_federation(Path(str(settings["federation"])))
+    run_federation(grid, config, RunFolder(Path(str(settings["out"]))), seed=int(settings["seed"]))

@@ -1,0 +1,283 @@
+"""A consortium on one machine: a real data set split over sites, with known errors put into known labels.
+
+    OUT/
+    ├── sites/hospital-1/    site.toml and data/ (cases.csv, reference.csv, images/, labels/): all the site has
+    └── truth/               what only the simulation knows
+        ├── candidates.csv   site, id, patient, kind of error, true DSC
+        ├── recipes.json     how each spoiled label was made
+        └── test/            held-back cases, in the csv layout
+"""
+
+import csv
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tomli_w
+from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from numpy.typing import NDArray
+
+from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.volumes import label_to_classes, read_volume, write_volume
+from fedqc.config import ComputeConfig
+from fedqc.errors import ConfigError, DataError
+from fedqc.seeding import generator
+from fedqc.task import Task
+from fedqc_simulations.noise import (
+    HABIT_SHARE,
+    MIXED_SHARE,
+    Noise,
+    Spoiled,
+    choose_spoiled,
+    deal_kinds,
+    habit_params,
+    habits,
+    spoil,
+    spoil_with,
+)
+
+REFERENCE_SHARE = 0.35
+TEST_SHARE = 0.15
+FEWEST_PATIENTS = 4
+"""A site needs a patient to train on, one to calibrate on, one candidate and one for the test."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done and how much there is."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What the simulation knows of one candidate."""
+
+    site: str
+    id: str
+    patient: str
+    kind: str
+    """Kind of error, or `untouched`."""
+    dsc: float
+    """True mean DSC of the label, on the grid of its file."""
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """One site's cases by what they are for."""
+
+    references: list[CaseFiles]
+    test: list[CaseFiles]
+    candidates: list[CaseFiles]
+
+
+def build_consortium(
+    cases: Sequence[CaseFiles],
+    task: Task,
+    out: Path,
+    *,
+    names: Sequence[str],
+    seed: int,
+    noise: Noise,
+    min_count: int,
+    compute: ComputeConfig,
+    progress: Progress,
+) -> dict[str, Path]:
+    """Split cases by patient into site folders (copies) and spoil a share of the candidates' labels.
+
+    Args:
+        cases: Usable cases; their files are only read.
+        task: What they show.
+        out: The run's folder.
+        names: Of the sites.
+        seed: Decides who goes where and what is spoiled how.
+        noise: `mixed`, `systematic` or `none`.
+        min_count: Smallest number of patients behind a number that leaves a site.
+        compute: How the sites compute.
+        progress: Told what is being done.
+
+    Returns:
+        The `site.toml` of each site.
+
+    Raises:
+        ConfigError: there are too few patients for the sites.
+    """
+    roles = _split(cases, names, seed)
+    task_file = out / "task.toml"
+    task_file.parent.mkdir(parents=True, exist_ok=True)
+    task_file.write_text(tomli_w.dumps(task.model_dump(mode="json")), encoding="utf-8")
+    habit_of = habits(names, task.n_classes) if noise == "systematic" else {}
+    sites: dict[str, Path] = {}
+    candidates: list[Candidate] = []
+    recipes: dict[str, object] = {}
+    for position, name in enumerate(names):
+        progress("building the sites", position, len(names))
+        site = roles[name]
+        folder = out / "sites" / name
+        sites[name] = _write_site(folder, name, site, task_file, task, min_count, compute)
+        spoiled = _spoil_site(site, task, noise, habit_of.get(name), generator(seed, "noise", name))
+        for case in site.candidates:
+            error = spoiled.get(case.id)
+            if error is None:
+                candidates.append(Candidate(name, case.id, case.patient, "untouched", 1.0))
+                continue
+            candidates.append(Candidate(name, case.id, case.patient, error.kind, error.dsc))
+            recipes[f"{name}/{case.id}"] = {"kind": error.kind, "params": dict(error.params)}
+            write_volume(folder / "data" / _label_name(case), *_as_file(case, error.label, task))
+    progress("building the sites", len(names), len(names))
+    test = [case for name in names for case in roles[name].test]
+    _write_cases(out / "truth" / "test", task, test)
+    _write_table(out / "truth" / "candidates.csv", [dataclasses.asdict(candidate) for candidate in candidates])
+    (out / "truth" / "recipes.json").write_text(json.dumps(recipes, indent=1) + "\n", encoding="utf-8")
+    return sites
+
+
+def read_candidates(out: Path) -> list[Candidate]:
+    """What was written to `truth/candidates.csv`."""
+    with (out / "truth" / "candidates.csv").open(encoding="utf-8", newline="") as file:
+        return [
+            Candidate(row["site"], row["id"], row["patient"], row["kind"], float(row["dsc"]))
+            for row in csv.DictReader(file)
+        ]
+
+
+def _split(cases: Sequence[CaseFiles], names: Sequence[str], seed: int) -> dict[str, _Roles]:
+    """Deal the patients to the sites, and each site's patients to its roles."""
+    patients = sorted({case.patient for case in cases})
+    if len(patients) < FEWEST_PATIENTS * len(names):
+        raise ConfigError(
+            f"{len(names)} sites need {FEWEST_PATIENTS * len(names)} patients with usable cases "
+            f"({FEWEST_PATIENTS} each), the data have {len(patients)}; "
+            f"use --sites {max(1, len(patients) // FEWEST_PATIENTS)} or fewer, or more data"
+        )
+    order = generator(seed, "split").permutation(len(patients))
+    roles = {}
+    for position, name in enumerate(names):
+        own = [patients[index] for index in order[position :: len(names)]]
+        n_test = max(1, round(TEST_SHARE * len(own)))
+        n_references = max(2, round(REFERENCE_SHARE * len(own)))
+        groups = own[:n_test], own[n_test : n_test + n_references], own[n_test + n_references :]
+        test, references, candidates = ([c for c in cases if c.patient in set(group)] for group in groups)
+        roles[name] = _Roles(references, test, candidates)
+    return roles
+
+
+def _spoil_site(
+    site: _Roles, task: Task, noise: Noise, habit: str | None, rng: np.random.Generator
+) -> dict[str, Spoiled]:
+    """The spoiled labels of one site by case id."""
+    share = {"mixed": MIXED_SHARE, "systematic": HABIT_SHARE if habit else 0.0, "none": 0.0}[noise]
+    by_id = {case.id: case for case in site.candidates}
+    chosen = choose_spoiled(list(by_id), share, rng)
+    regions = task.region_indices()
+    spoiled: dict[str, Spoiled | None] = {}
+    if habit and chosen:
+        params = habit_params(habit, _read_label(by_id[chosen[0]], task), rng)
+        for case in chosen:
+            spoiled[case] = spoil_with(_read_label(by_id[case], task), habit, params, regions)
+    else:
+        everyone = [*site.candidates, *site.references]
+        for case, kinds in deal_kinds(chosen, rng).items():
+            label = _read_label(by_id[case], task)
+            others = [other for other in everyone if other.patient != by_id[case].patient]
+            donor = _read_label(others[int(rng.integers(len(others)))], task)
+            spoiled[case] = spoil(label, _fit(donor, label.shape), kinds, regions, rng)
+    return {case: error for case, error in spoiled.items() if error is not None}
+
+
+def _read_label(case: CaseFiles, task: Task) -> NDArray[np.uint8]:
+    """A case's label as class indices, axes right, anterior, superior."""
+    volume = read_volume(_label(case))
+    canonical: NDArray[np.uint8] = apply_orientation(
+        label_to_classes(volume.data, task), io_orientation(volume.affine)
+    )
+    return np.ascontiguousarray(canonical)
+
+
+def _as_file(
+    case: CaseFiles, classes: NDArray[np.uint8], task: Task
+) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
+    """Class indices as the label values and on the grid of the case's own file."""
+    volume = read_volume(_label(case))
+    canonical = np.array([[axis, 1] for axis in range(3)])
+    stored = apply_orientation(classes, ornt_transform(canonical, io_orientation(volume.affine)))
+    values = np.array([0, *(members[0] for members in task.classes.values())], dtype=np.uint16)
+    return values[stored], volume.affine
+
+
+def _fit(label: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A label cropped and padded about its centre to `shape`."""
+    fitted = np.zeros(shape, dtype=label.dtype)
+    sides = [(have, want, min(have, want)) for have, want in zip(label.shape, shape, strict=True)]
+    source = tuple(slice((have - side) // 2, (have - side) // 2 + side) for have, _, side in sides)
+    target = tuple(slice((want - side) // 2, (want - side) // 2 + side) for _, want, side in sides)
+    fitted[target] = label[source]
+    return fitted
+
+
+def _write_site(
+    folder: Path,
+    name: str,
+    site: _Roles,
+    task_file: Path,
+    task: Task,
+    min_count: int,
+    compute: ComputeConfig,
+) -> Path:
+    """Write a site's data and its `site.toml`, whose results lie beside it."""
+    _write_cases(folder / "data", task, [*site.references, *site.candidates])
+    _write_table(folder / "data" / "reference.csv", [{"id": case.id} for case in site.references])
+    settings = {
+        "name": name,
+        "task": str(task_file.resolve()),
+        "results": ".",
+        "data": {"path": "data", "layout": "csv", "reference": "data/reference.csv"},
+        "compute": compute.model_dump(mode="json"),
+        "policy": {"min_count": min_count},
+    }
+    path = folder / "site.toml"
+    path.write_text(tomli_w.dumps(settings), encoding="utf-8")
+    return path
+
+
+def _write_cases(folder: Path, task: Task, cases: Sequence[CaseFiles]) -> None:
+    """Copy cases into a folder in the csv layout."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "labels").mkdir()
+    rows = []
+    for case in cases:
+        names = [f"images/{case.id}_{modality}.nii.gz" for modality in task.modalities]
+        if len(case.images) == len(names):
+            names = [name.removesuffix(".nii.gz") + _suffix(path) for name, path in zip(names, case.images, strict=True)]
+            for source, name in zip(case.images, names, strict=True):
+                shutil.copyfile(source, folder / name)
+        else:  # one 4D file holds all modalities; the csv layout has a file for each
+            volume = read_volume(case.images[0])
+            for channel, name in enumerate(names):
+                write_volume(folder / name, volume.data[..., channel], volume.affine)
+        shutil.copyfile(_label(case), folder / _label_name(case))
+        columns = dict(zip(task.modalities, names, strict=True))
+        rows.append({"id": case.id, "patient": case.patient, **columns, "label": _label_name(case)})
+    _write_table(folder / "cases.csv", rows)
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["id"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _label(case: CaseFiles) -> Path:
+    if case.label is None:
+        msg = f"case {case.id}: a usable case has a label"
+        raise DataError(msg)
+    return case.label
+
+
+def _label_name(case: CaseFiles) -> str:
+    return f"labels/{case.id}{_suffix(_label(case))}"
+
+
+def _suffix(path: Path) -> str:
+    return ".nii.gz" if path.name.endswith(".gz") else ".nii"

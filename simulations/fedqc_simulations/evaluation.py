@@ -1,0 +1,159 @@
+"""What a simulation can measure because it knows the truth: the content of `evaluation.json`."""
+
+import csv
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedqc.cases.cache import CaseCache
+from fedqc.cases.layouts import find_cases
+from fedqc.cases.volumes import Case
+from fedqc.compute import Compute
+from fedqc.curation.manifest import read_manifest
+from fedqc.curation.rules import Outcome
+from fedqc.degradation.base import Untouched
+from fedqc.degradation.samples import ALL_KINDS, DegradedCase, degrade_cases
+from fedqc.metrics.agreement import agreement
+from fedqc.metrics.filtering import auroc, filtering
+from fedqc.model import StoredModel
+from fedqc.seeding import generator
+from fedqc_simulations.consortium import Candidate, Progress, read_candidates
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One degraded test case and what the model said of it."""
+
+    patient: str
+    kind: str
+    true_dsc: float
+    predicted_dsc: float
+    error_dsc: float | None
+    """DSC of the predicted and the true error map; None where the label has no error."""
+
+
+def evaluate(
+    out: Path, model: StoredModel, sites: Sequence[str], *, seed: int, compute: Compute, progress: Progress
+) -> dict[str, Any]:
+    """All figures of a finished simulation.
+
+    Args:
+        out: The run's folder.
+        model: The federation's QC model.
+        sites: Names of the sites.
+        seed: Of the run.
+        compute: Where the test cases are scored.
+        progress: Told what is being done.
+    """
+    judged = judge_test_cases(out, model, seed=seed, compute=compute, progress=progress)
+    _write_judged(out / "truth" / "test_scores.csv", judged)
+    return {"qc": qc_figures(judged, model.card.qc.leave_out, seed=seed), "curation": curation_figures(out, sites)}
+
+
+def judge_test_cases(
+    out: Path, model: StoredModel, *, seed: int, compute: Compute, progress: Progress
+) -> list[Judged]:
+    """Every held-back case with every kind of error once, scored by the model."""
+    task = model.card.task
+    cache = CaseCache(out / "truth" / "cache", task)
+    cases = [cache.get(files) for files in find_cases(out / "truth" / "test", task, "csv")]
+    pending: deque[DegradedCase] = deque()
+
+    def samples() -> Iterator[Case]:
+        for sample in degrade_cases(cases, task, ALL_KINDS, generator(seed, "test")):
+            pending.append(sample)
+            yield sample.case
+
+    judged = []
+    for score in model.method.score(model.network, samples(), compute):
+        sample = pending.popleft()
+        error_dsc = None if score.error_map is None else _error_dsc(score.error_map >= 0.5, sample.error)
+        judged.append(Judged(sample.case.patient, sample.kind, sample.mean_dsc, score.quality, error_dsc))
+        progress("scoring the test cases", len(judged), len(cases) * len(ALL_KINDS))
+    return judged
+
+
+def qc_figures(judged: Sequence[Judged], left_out: Collection[str], *, seed: int) -> dict[str, Any]:
+    """Agreement of predicted and true DSC: over all kinds, those trained on, those not, and each on its own."""
+    groups = {
+        "all": judged,
+        "trained": [one for one in judged if one.kind not in left_out],
+        "unseen": [one for one in judged if one.kind in left_out],
+    }
+    untouched = [one.predicted_dsc for one in judged if one.kind == Untouched.kind]
+    by_kind = {}
+    for kind in ALL_KINDS:
+        of_kind = [one for one in judged if one.kind == kind]
+        if of_kind:
+            predicted = np.array([one.predicted_dsc for one in of_kind])
+            true = np.array([one.true_dsc for one in of_kind])
+            by_kind[kind] = {
+                "in_training": kind not in left_out,
+                "n": len(of_kind),
+                "true_dsc": float(true.mean()),
+                "predicted_dsc": float(predicted.mean()),
+                "mae": float(np.abs(predicted - true).mean()),
+                "auroc_vs_untouched": None
+                if kind == Untouched.kind
+                else auroc(1 - np.array([*predicted, *untouched]), [True] * len(of_kind) + [False] * len(untouched)),
+            }
+    return {name: _agreement(group, seed, name) for name, group in groups.items()} | {"by_kind": by_kind}
+
+
+def curation_figures(out: Path, sites: Sequence[str]) -> dict[str, Any]:
+    """What dropping did to the candidates, over all sites and at each."""
+    truth = {(one.site, one.id): one for one in read_candidates(out)}
+    rows: dict[str, list[tuple[Candidate, float, bool]]] = {}
+    tau = 0.0
+    for site in sites:
+        path = out / "sites" / site / "manifest.json"
+        if not path.is_file():  # the site fell out of the run; its reason is in events.jsonl
+            continue
+        manifest = read_manifest(path)
+        tau = manifest.rule.threshold
+        rows[site] = [
+            (truth[site, entry.id], entry.quality, entry.decision is not Outcome.KEEP)
+            for entry in manifest.entries
+        ]
+    everyone = [row for site in rows.values() for row in site]
+    return {name: _filtering(group, tau) for name, group in {"all": everyone, **rows}.items()}
+
+
+def _agreement(judged: Sequence[Judged], seed: int, name: str) -> dict[str, Any]:
+    figures = agreement(
+        [one.predicted_dsc for one in judged],
+        [one.true_dsc for one in judged],
+        [one.patient for one in judged],
+        generator(seed, "bootstrap", name),
+    )
+    error_dsc = [one.error_dsc for one in judged if one.error_dsc is not None]
+    return {**asdict(figures), "dsc_err_median": float(np.median(error_dsc)) if error_dsc else None}
+
+
+def _filtering(rows: Sequence[tuple[Candidate, float, bool]], tau: float) -> dict[str, Any]:
+    figures = filtering(
+        [quality for _, quality, _ in rows],
+        [candidate.dsc for candidate, _, _ in rows],
+        np.array([dropped for _, _, dropped in rows], dtype=bool),
+        tau,
+    )
+    return {**asdict(figures), "n_spoiled": sum(candidate.kind != Untouched.kind for candidate, _, _ in rows)}
+
+
+def _error_dsc(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
+    """DSC of two error maps; None where there is no error to find."""
+    if not true.any():
+        return None
+    return float(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
+
+
+def _write_judged(path: Path, judged: Sequence[Judged]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Judged)])
+        writer.writeheader()
+        writer.writerows(asdict(one) for one in judged)

@@ -1,0 +1,206 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fedqc_client.guard import GuardError, Outcome, Trained, answer, error_code, outgoing
+from fedqc_simulations.engine import LocalGrid
+from flwr.app import Context, Message, RecordDict
+
+from fedqc.config import QCConfig, SiteConfig, load_site
+from fedqc.errors import ConfigError, DataError, ModelError, ProtocolError, TrainingError
+from fedqc.protocol import (
+    ErrorCode,
+    ErrorReply,
+    HandshakeReply,
+    HandshakeRequest,
+    ModelRequest,
+    Request,
+    ScoreRequest,
+    SummariseRequest,
+    TrainRequest,
+    Weights,
+    content_digest,
+    request_to_records,
+)
+from fedqc.statistics.site import DataSummary, Figure, Volume
+
+WEIGHTS: Weights = {"w": np.ones((2, 2), np.float32), "n": np.array(1, np.int64)}
+COMMON: dict[str, Any] = {"federation": "f", "task": "0" * 64, "seed": 1, "min_count": 2}
+HELLO = HandshakeReply(site="a", protocol=1, fedqc="0.1.0", task="f" * 64)
+
+
+def train_request() -> TrainRequest:
+    return TrainRequest(**COMMON, qc=QCConfig(), weights=WEIGHTS, round=3, rounds=5)
+
+
+def data_summary(patients: int, **changes: Any) -> DataSummary:
+    figure = Figure(value=5, patients=patients)
+    values: dict[str, Any] = {
+        "cases": figure,
+        "patients": figure,
+        "references": Figure(value=2, patients=2),
+        "left_out": {"unreadable": Figure(value=2, patients=2)},
+        "volume_ml": {"ball": Volume(mean=Figure(value=0.123456, patients=patients), sd=None)},
+    }
+    return DataSummary(**values | changes)
+
+
+@pytest.fixture
+def site_file(make_site: Callable[..., Path]) -> Path:
+    return make_site("a", references=0, good=0, spoiled=0, min_count=2)
+
+
+def ask(site_file: Path, request: Request, work: Callable[[SiteConfig, Any], Outcome]) -> Message:
+    LocalGrid({})  # gives this process the identity that messages need
+    message = Message(request_to_records(request), 2, request.kind)
+    context = Context(1, 2, {"site": str(site_file)}, RecordDict(), {})
+    return answer(message, context, type(request), work)
+
+
+def ledger(site_file: Path) -> list[dict[str, Any]]:
+    path = site_file.parent / "results" / "ledger.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_an_answer_leaves_with_a_line_in_the_ledger(site_file: Path) -> None:
+    trained = Trained(WEIGHTS, 16, {"loss": Figure(value=0.56789, patients=4)})
+    reply = ask(site_file, train_request(), lambda site, request: trained)
+    assert dict(reply.content["training"]) == {"samples": 16, "loss.loss": 0.568}
+    size, sha256 = content_digest(reply.content)
+    (line,) = ledger(site_file)
+    assert line.pop("time")
+    assert line == {
+        "to": "f",
+        "kind": "train.qc",
+        "round": 3,
+        "bytes": size,
+        "sha256": sha256,
+        "keys": {"weights": ["w", "n"], "training": ["samples", "loss.loss"]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DataError("/data/Maria_Muster.nii.gz: broken"), "data-error"),
+        (ConfigError("/home/x/site.toml"), "config-error"),
+        (ModelError("/x"), "model-error"),
+        (TrainingError("/x"), "training-error"),
+        (ProtocolError("/x"), "protocol-error"),
+        (FileNotFoundError(2, "No such file", "/data/Maria_Muster.nii.gz"), "internal-error"),
+        (MemoryError(), "internal-error"),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "bad"), "internal-error"),
+    ],
+)
+def test_the_text_of_an_exception_stays(site_file: Path, error: Exception, code: str) -> None:
+    def work(site: SiteConfig, request: Request) -> Outcome:
+        raise error
+
+    reply = ask(site_file, SummariseRequest(**COMMON), work)
+    assert not reply.has_error()
+    assert {name: dict(record) for name, record in reply.content.items()} == {"error": {"code": code}}
+    (line,) = ledger(site_file)
+    assert line["keys"] == {"error": ["code"]}
+    assert line["sha256"] == content_digest(reply.content)[1]
+    log = (site_file.parent / "results" / "site.log").read_text()
+    assert type(error).__name__ in log
+    assert "Traceback" in log
+    if isinstance(error, DataError):
+        assert "Maria_Muster" in log
+
+
+def test_a_broken_site_file_is_a_word_too(site_file: Path) -> None:
+    site_file.write_text("name = [")
+    reply = ask(site_file, SummariseRequest(**COMMON), lambda site, request: HELLO)
+    assert dict(reply.content["error"]) == {"code": "config-error"}
+    assert [line["to"] for line in ledger(site_file)] == ["unknown"]
+
+
+def test_another_kind_of_request_is_a_protocol_error(site_file: Path) -> None:
+    LocalGrid({})
+    message = Message(request_to_records(SummariseRequest(**COMMON)), 2, "train.qc")
+    context = Context(1, 2, {"site": str(site_file)}, RecordDict(), {})
+    reply = answer(message, context, TrainRequest, lambda site, request: HELLO)
+    assert dict(reply.content["error"]) == {"code": "protocol-error"}
+
+
+def test_nothing_leaves_without_a_ledger(site_file: Path) -> None:
+    (site_file.parent / "results" / "ledger.jsonl").mkdir(parents=True)
+    reply = ask(site_file, SummariseRequest(**COMMON), lambda site, request: data_summary(9))
+    assert {name: dict(record) for name, record in reply.content.items()} == {
+        "error": {"code": "ledger-error"}
+    }
+
+
+def test_numbers_go_through_the_privacy_filters(site_file: Path) -> None:
+    reply = ask(site_file, SummariseRequest(**COMMON), lambda site, request: data_summary(4))
+    assert dict(reply.content["statistics"]) == {
+        "cases": 5,
+        "patients": 5,
+        "references": 2,
+        "left_out.unreadable": 2,
+        "volume_ml.ball.mean": 0.123,
+    }
+
+
+@pytest.mark.parametrize(("site_count", "federation_count"), [(1, 5), (5, 1)])
+def test_the_stricter_min_count_holds(
+    make_site: Callable[..., Path], site_count: int, federation_count: int
+) -> None:
+    site = make_site("a", references=0, good=0, spoiled=0, min_count=site_count)
+    request = SummariseRequest(**COMMON | {"min_count": federation_count})
+    reply = ask(site, request, lambda site, request: data_summary(4))
+    assert dict(reply.content["statistics"]) == {}
+    trained = Trained(WEIGHTS, 16, {"loss": Figure(value=0.5, patients=4)})
+    train = train_request().model_copy(update={"min_count": federation_count})
+    reply = ask(site, train, lambda site, request: trained)
+    assert dict(reply.content["training"]) == {"samples": 16}
+
+
+FORBIDDEN: list[tuple[Request, Outcome]] = [
+    (HandshakeRequest(**COMMON), HELLO.model_copy(update={"site": "b"})),
+    (HandshakeRequest(**COMMON), HELLO.model_copy(update={"task": "Maria Muster"})),
+    (SummariseRequest(**COMMON), HELLO),
+    (SummariseRequest(**COMMON), data_summary(4, left_out={"Maria-Muster": Figure(value=2, patients=4)})),
+    (
+        SummariseRequest(**COMMON),
+        data_summary(4, volume_ml={"Maria": Volume(mean=Figure(value=1, patients=4), sd=None)}),
+    ),
+    (HandshakeRequest(**COMMON), data_summary(4)),
+    (SummariseRequest(**COMMON), {"cases": 3}),  # type: ignore[list-item]
+    (SummariseRequest(**COMMON), Trained(WEIGHTS, 1, {})),
+    (train_request(), Trained(WEIGHTS | {"more": np.ones(3, np.float32)}, 1, {})),
+    (train_request(), Trained({"w": WEIGHTS["w"]}, 1, {})),
+    (train_request(), Trained(WEIGHTS | {"w": np.ones((2, 3), np.float32)}, 1, {})),
+    (train_request(), Trained(WEIGHTS | {"w": np.ones((2, 2), np.float64)}, 1, {})),
+    (train_request(), Trained(WEIGHTS | {"w": np.full((2, 2), np.nan, np.float32)}, 1, {})),
+    (train_request(), Trained(WEIGHTS | {"w": np.ones((2, 2), np.uint8)}, 1, {})),
+    (train_request(), Trained(dict(reversed(WEIGHTS.items())), 1, {})),
+    (train_request(), Trained(WEIGHTS, 1, {"Maria-Muster": Figure(value=1.0, patients=4)})),
+    (train_request(), Trained(WEIGHTS, 1, {f"a{'b' * n}": Figure(value=1.0, patients=4) for n in range(17)})),
+    (train_request(), Trained(WEIGHTS, 1, {"loss": 0.5})),  # type: ignore[dict-item]
+]
+
+
+@pytest.mark.parametrize(("request_", "outcome"), FORBIDDEN)
+def test_what_is_not_on_the_list_does_not_leave(site_file: Path, request_: Request, outcome: Outcome) -> None:
+    with pytest.raises(GuardError):
+        outgoing(outcome, load_site(site_file), request_)
+    reply = ask(site_file, request_, lambda site, request: outcome)
+    assert {name: dict(record) for name, record in reply.content.items()} == {
+        "error": {"code": "refused-by-guard"}
+    }
+
+
+def test_error_codes() -> None:
+    assert error_code(GuardError("x")) is ErrorCode.REFUSED
+    assert error_code(KeyError("x")) is ErrorCode.INTERNAL
+    assert issubclass(ScoreRequest, ModelRequest)
+
+
+def test_a_refusal_of_a_task_is_handed_on(site_file: Path) -> None:
+    reply = ask(site_file, train_request(), lambda site, request: ErrorReply(ErrorCode.NO_REFERENCE))
+    assert dict(reply.content["error"]) == {"code": "no-reference"}

@@ -1,0 +1,243 @@
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+from fedqc.config import CurationConfig, QCConfig
+from fedqc.errors import ProtocolError
+from fedqc.protocol import (
+    REPLIES,
+    CalibrateRequest,
+    ErrorCode,
+    ErrorReply,
+    HandshakeReply,
+    HandshakeRequest,
+    Reply,
+    Request,
+    ScoreRequest,
+    StatisticsReply,
+    SummariseRequest,
+    TrainReply,
+    TrainRequest,
+    Weights,
+    content_digest,
+    reply_from_records,
+    reply_to_records,
+    request_from_records,
+    request_to_records,
+    task_digest,
+    weights_from_record,
+    weights_to_record,
+)
+from fedqc.task import load_task
+
+COMMON: dict[str, Any] = {"federation": "f", "task": "0" * 64, "seed": 1, "min_count": 3}
+WEIGHTS: Weights = {
+    "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "a.count": np.array(5, np.int64),
+}
+MODEL: dict[str, Any] = COMMON | {"qc": QCConfig(rounds=7), "weights": WEIGHTS}
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        HandshakeRequest(**COMMON),
+        SummariseRequest(**COMMON),
+        TrainRequest(**MODEL, round=2, rounds=7),
+        CalibrateRequest(**MODEL, curation=CurationConfig(threshold=0.6)),
+        ScoreRequest(**MODEL, curation=CurationConfig(), rounds=7, samples=9, sites=("a", "b")),
+    ],
+    ids=lambda request_: request_.kind,
+)
+def test_a_request_comes_back_as_it_went(request_: Request) -> None:
+    read = request_from_records(request_to_records(request_), type(request_))
+    assert read.model_dump_json() == request_.model_dump_json()
+    if isinstance(request_, TrainRequest) and isinstance(read, TrainRequest):
+        assert list(read.weights) == ["b.weight", "a.count"]
+        for name, values in WEIGHTS.items():
+            np.testing.assert_array_equal(read.weights[name], values)
+            assert read.weights[name].dtype == values.dtype
+
+
+def test_another_protocol_version_is_told_apart() -> None:
+    records = request_to_records(HandshakeRequest(**COMMON))
+    records.config_records["request"]["version"] = 2
+    with pytest.raises(ProtocolError, match="speaks protocol version 2, this site version 1"):
+        request_from_records(records, HandshakeRequest)
+
+
+def test_a_request_that_is_none() -> None:
+    with pytest.raises(ProtocolError, match="no record 'request'"):
+        request_from_records(RecordDict(), HandshakeRequest)
+    with pytest.raises(ProtocolError, match="carries no weights"):
+        request_from_records(request_to_records(HandshakeRequest(**COMMON)), TrainRequest)
+    records = request_to_records(HandshakeRequest(**COMMON))
+    records.config_records["request"]["body"] = '{"seed": -1, "more": 2}'
+    with pytest.raises(ProtocolError, match="5 fields differ"):
+        request_from_records(records, HandshakeRequest)
+    records.config_records["request"]["body"] = "no json"
+    with pytest.raises(ProtocolError, match="cannot be read"):
+        request_from_records(records, HandshakeRequest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reply"),
+    [
+        ("query.handshake", HandshakeReply(site="a", protocol=1, fedqc="0.1.0", task="f" * 64)),
+        ("query.summarise", StatisticsReply({"cases": 3, "volume_ml.ball.mean": 0.5, "quality": [1, -1]})),
+        ("query.score", ErrorReply(ErrorCode.DATA)),
+    ],
+)
+def test_a_reply_comes_back_as_it_went(kind: str, reply: Reply) -> None:
+    assert reply_from_records(reply_to_records(reply), kind) == reply
+
+
+def test_an_update_comes_back_as_it_went() -> None:
+    reply = reply_from_records(
+        reply_to_records(TrainReply(weights=WEIGHTS, samples=16, losses={"loss": 0.5})), "train.qc"
+    )
+    assert isinstance(reply, TrainReply)
+    assert (reply.samples, reply.losses) == (16, {"loss": 0.5})
+    assert list(reply.weights) == list(WEIGHTS)
+
+
+def _train_records() -> RecordDict:
+    return reply_to_records(TrainReply(weights=WEIGHTS, samples=16, losses={"loss": 0.5}))
+
+
+def _with(records: RecordDict, name: str, record: Any) -> RecordDict:
+    records[name] = record
+    return records
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (_with(_train_records(), "more", ConfigRecord({"path": "/data"})), "holds the records"),
+        (_with(_train_records(), "statistics", MetricRecord({"n": 1})), "holds the records"),
+        (RecordDict({"training": MetricRecord({"samples": 1})}), "holds the records"),
+        (_with(_train_records(), "training", MetricRecord({"loss.loss": 0.5})), "'samples' is missing"),
+        (_with(_train_records(), "training", MetricRecord({"samples": 0})), "no count above 0"),
+        (_with(_train_records(), "training", MetricRecord({"samples": 1.5})), "no count above 0"),
+        (_with(_train_records(), "training", MetricRecord({"samples": 1, "n": 1.0})), "'n' is no loss"),
+        (
+            _with(_train_records(), "training", MetricRecord({"samples": 1, "loss.x": float("inf")})),
+            "not finite",
+        ),
+        (
+            _with(_train_records(), "training", MetricRecord({"samples": 1, "loss./data/x": 0.1})),
+            "no dotted name",
+        ),
+        (
+            _with(_train_records(), "training", MetricRecord({"samples": 1, "loss.x": [0.1] * 201})),
+            "more than 200",
+        ),
+        (RecordDict({"error": ConfigRecord({"code": "Traceback: /data/x"})}), "holds one of"),
+        (RecordDict({"error": ConfigRecord({"code": "data-error", "text": "x"})}), "nothing else"),
+        (_with(_train_records(), "error", ConfigRecord({"code": "data-error"})), "nothing else"),
+        (RecordDict({"error": MetricRecord({"code": 1})}), "nothing else"),
+    ],
+)
+def test_what_the_protocol_does_not_allow_is_refused(records: RecordDict, message: str) -> None:
+    with pytest.raises(ProtocolError, match=message):
+        reply_from_records(records, "train.qc")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"task": "short"}, {"fedqc": "0.1 /data"}, {"protocol": "1"}, {"site": "No Name"}, {"extra": "x"}],
+)
+def test_a_handshake_holds_nothing_else(change: dict[str, Any]) -> None:
+    good: dict[str, Any] = {"site": "a", "protocol": 1, "fedqc": "0.1.0", "task": "f" * 64}
+    reply_from_records(RecordDict({"handshake": ConfigRecord(good)}), "query.handshake")
+    with pytest.raises(ProtocolError, match="1 fields of the handshake differ"):
+        reply_from_records(RecordDict({"handshake": ConfigRecord(good | change)}), "query.handshake")
+
+
+def _saved(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    return buffer.getvalue()
+
+
+def test_weights_travel_as_numpy_saves_them() -> None:
+    strided = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 0, 1)
+    record = weights_to_record(
+        {"w": strided, "scalar": np.array(2.5, np.float64), "none": np.zeros((0, 3), np.float32)}
+    )
+    assert record["w"].data == _saved(np.array(strided, order="C"))
+    read = weights_from_record(record)
+    np.testing.assert_array_equal(read["w"], strided)
+    assert read["scalar"].shape == ()
+    assert read["none"].shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        Array("float32", (2,), "numpy.ndarray", _saved(np.zeros(2, np.float32)) + b"secret"),
+        Array("float32", (2**40,), "numpy.ndarray", _saved(np.zeros(2, np.float32))),
+        Array("float32", (-1, -2), "numpy.ndarray", _saved(np.zeros(2, np.float32))),
+        Array("float64", (1,), "numpy.ndarray", _saved(np.zeros(2, np.float32))),
+        Array("float32", (2,), "pickle", _saved(np.zeros(2, np.float32))),
+        Array("uint8", (2,), "numpy.ndarray", _saved(np.zeros(2, np.uint8))),
+        # The header's padding may not carry anything.
+        Array("float32", (2,), "numpy.ndarray", _saved(np.zeros(2, np.float32)).replace(b"  \n", b" x\n")),
+    ],
+)
+def test_an_array_that_could_carry_more_is_refused(array: Array) -> None:
+    with pytest.raises(ProtocolError, match="weight 'w'"):
+        weights_from_record(ArrayRecord({"w": array}))
+
+
+def test_weights_of_another_dtype_are_not_sent() -> None:
+    with pytest.raises(ProtocolError, match="weight 'w' is float16"):
+        weights_to_record({"w": np.zeros(2, np.float16)})
+
+
+def test_the_digest_is_that_of_what_flower_sends() -> None:
+    records = _train_records()
+    objects = get_all_nested_objects(records)
+    size, sha256 = content_digest(records)
+    assert size == sum(len(part.deflate()) for part in objects.values())
+    assert sha256 == records.object_id
+    # One number elsewhere is another digest.
+    changed = TrainReply(
+        weights=WEIGHTS | {"a.count": np.array(6, np.int64)}, samples=16, losses={"loss": 0.5}
+    )
+    assert content_digest(reply_to_records(changed))[1] != sha256
+    assert content_digest(_train_records())[1] == sha256
+
+
+def test_an_update_survives_flower_s_own_transport() -> None:
+    records = _train_records()
+    contents = {key: part.deflate() for key, part in get_all_nested_objects(records).items()}
+    arrived = inflate_object_from_contents(records.object_id, contents)
+    assert isinstance(arrived, RecordDict)
+    reply = reply_from_records(arrived, "train.qc")
+    assert isinstance(reply, TrainReply)
+    assert list(reply.weights) == list(WEIGHTS)
+    np.testing.assert_array_equal(reply.weights["b.weight"], WEIGHTS["b.weight"])
+    assert content_digest(arrived) == content_digest(records)
+
+
+def test_the_digest_of_a_task_covers_what_is_computed() -> None:
+    task = load_task("msd-hippocampus")
+    assert task_digest(task) == task_digest(task.model_copy(update={"description": "other words"}))
+    assert task_digest(task) != task_digest(task.model_copy(update={"spacing": (2.0, 2.0, 2.0)}))
+    swapped = dict(reversed(task.classes.items()))
+    assert task_digest(task) != task_digest(task.model_copy(update={"classes": swapped}))
+
+
+def test_every_error_has_a_sentence() -> None:
+    assert all(len(code.sentence) > 20 for code in ErrorCode)
+
+
+def test_every_request_has_a_reply() -> None:
+    requests = (HandshakeRequest, SummariseRequest, TrainRequest, CalibrateRequest, ScoreRequest)
+    assert set(REPLIES) == {request.kind for request in requests}

@@ -1,0 +1,100 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fedqc_client import site_data
+from fedqc_client.site_data import CachedCases, load_site_data, split_references
+
+from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.validation import Validation, validate
+from fedqc.cases.volumes import Case
+from fedqc.config import load_site
+from fedqc.errors import DataError
+from fedqc.task import load_task
+
+
+def cases(*patients: str) -> list[CaseFiles]:
+    return [CaseFiles(f"case-{i}", patient, (Path("x"),), None) for i, patient in enumerate(patients)]
+
+
+@pytest.mark.parametrize(
+    ("n", "n_held_back"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (5, 1), (6, 2), (8, 2), (20, 5)]
+)
+def test_a_quarter_of_the_patients_is_held_back(n: int, n_held_back: int) -> None:
+    references = cases(*(f"P{i}" for i in range(n)))
+    training, held_back = split_references(references, seed=5)
+    assert len(held_back) == n_held_back
+    assert sorted([*training, *held_back], key=lambda case: case.id) == sorted(references, key=lambda c: c.id)
+
+
+def test_a_patient_is_on_one_side_whatever_the_order() -> None:
+    references = cases(*(f"P{i % 7}" for i in range(30)))
+    training, held_back = split_references(references, seed=5)
+    assert {c.patient for c in training}.isdisjoint({c.patient for c in held_back})
+    again = split_references(references[::-1], seed=5)
+    assert {c.id for c in again[1]} == {c.id for c in held_back}
+    splits = {frozenset(c.patient for c in split_references(references, seed)[1]) for seed in range(20)}
+    assert len(splits) > 5
+
+
+def test_cases_by_what_they_are_for(make_site: Callable[..., Path], task_file: Path) -> None:
+    site = load_site(make_site("a", references=2, good=2, spoiled=1))
+    data_folder = site.data.path
+    (data_folder / "good-2.nii.gz").write_text("a text file")
+    with (site.data.path.parent / "reference.csv").open("a") as file:
+        file.write("nobody\ngood-2\n")
+    data = load_site_data(site, load_task(str(task_file)))
+    assert [case.id for case in data.references] == ["ref-0", "ref-1"]
+    assert [case.id for case in data.candidates] == ["bad-4", "good-3"]
+    assert [(p.case, p.code) for p in data.problems] == [("good-2", "unreadable")]
+    assert data.unknown_references == ("nobody",)
+    assert data.patients["good-2"] == "P2"
+
+
+def test_files_are_checked_once_until_one_changes(
+    make_site: Callable[..., Path], task_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, task = load_site(make_site("a", references=2, good=1)), load_task(str(task_file))
+    (site.data.path / "ref-0.nii.gz").write_bytes(b"broken")
+    calls: list[int] = []
+
+    def counted(*args: Any, **options: Any) -> Validation:
+        calls.append(1)
+        return validate(*args, **options)
+
+    monkeypatch.setattr(site_data, "validate", counted)
+    first = load_site_data(site, task)
+    assert load_site_data(site, task).problems == first.problems
+    assert len(calls) == 1
+    (site.data.path / "ref-1.nii.gz").write_bytes(b"broken too")
+    assert {p.case for p in load_site_data(site, task).problems} == {"ref-0", "ref-1"}
+    assert len(calls) == 2
+    (site.compute.cache / "validation.json").write_text("{")
+    assert {p.case for p in load_site_data(site, task).problems} == {"ref-0", "ref-1"}
+    assert len(calls) == 3
+    other = task.model_copy(update={"classes": {"ball": (2,)}})
+    with pytest.raises(DataError, match="none of 4 cases can be used"):
+        load_site_data(site, other)
+
+
+def test_cached_cases_open_one_at_a_time(
+    make_site: Callable[..., Path], task_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_site_data(load_site(make_site("a", references=3)), load_task(str(task_file)))
+    lazy = CachedCases(data.cache, data.references)
+    opened: list[str] = []
+    get = data.cache.get
+
+    def watched(files: CaseFiles) -> Case:
+        opened.append(files.id)
+        return get(files)
+
+    monkeypatch.setattr(data.cache, "get", watched)
+    assert len(lazy) == 3
+    assert lazy[1].id == "ref-1"
+    assert [case.id for case in lazy[1:]] == ["ref-1", "ref-2"]
+    assert opened == ["ref-1", "ref-1", "ref-2"]
+    assert lazy[0].image.shape == (1, 16, 16, 16)
+    assert np.unique(lazy[0].label).tolist() == [0, 1]

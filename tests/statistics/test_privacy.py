@@ -1,0 +1,290 @@
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedqc.curation.rules import Outcome
+from fedqc.errors import ConfigError, ProtocolError
+from fedqc.statistics.privacy import release
+from fedqc.statistics.site import (
+    Figure,
+    Groups,
+    Histogram,
+    Tally,
+    summarise_calibration,
+    summarise_curation,
+    summarise_data,
+)
+
+steady = settings(deadline=None, database=None)
+KEEP, DROP, REVIEW = Outcome.KEEP, Outcome.DROP, Outcome.REVIEW
+
+
+def histogram(*patients: int) -> Histogram:
+    """One case a patient."""
+    edges = tuple(float(index) for index in range(len(patients) + 1))
+    return Histogram(edges=edges, counts=patients, patients=patients, total_patients=sum(patients))
+
+
+def tally(**patients: int) -> Tally:
+    """One case a patient."""
+    counts = tuple(patients.values())
+    return Tally(names=tuple(patients), counts=counts, patients=counts, total_patients=sum(counts))
+
+
+# A table of cases: for each case the bin it falls into and its patient.
+tables = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), min_size=1, max_size=60)
+
+
+def tabulate(table: list[tuple[int, int]]) -> Histogram:
+    members = [{patient for place, patient in table if place == index} for index in range(5)]
+    return Histogram(
+        edges=tuple(float(index) for index in range(6)),
+        counts=tuple(sum(place == index for place, _ in table) for index in range(5)),
+        patients=tuple(len(names) for names in members),
+        total_patients=len({patient for _, patient in table}),
+    )
+
+
+def test_a_figure_leaves_only_with_enough_patients() -> None:
+    summary = {"few": Figure(value=12, patients=9), "enough": Figure(value=12, patients=10)}
+    assert release(summary, 10) == {"enough": 12}
+    assert release(summary, 9) == {"few": 12, "enough": 12}
+
+
+def test_keys_are_dotted_and_an_undefined_number_is_left_out() -> None:
+    nested = {"a": {"b": {"c-1": Figure(value=1, patients=5)}, "d": None}, "e": Figure(value=2.5, patients=5)}
+    assert release(nested, 5) == {"a.b.c-1": 1, "e": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (0.123456, 0.123),
+        (12.3456, 12.3),
+        (123456.0, 123000.0),
+        (0.00098765, 0.000988),
+        (-0.5557, -0.556),
+        (0.0, 0.0),
+    ],
+)
+def test_floats_have_three_significant_digits(value: float, told: float) -> None:
+    assert release({"x": Figure(value=value, patients=5)}, 5) == {"x": told}
+
+
+def test_counts_are_exact_integers() -> None:
+    told = release({"x": Figure(value=123456, patients=5)}, 5)
+    assert told == {"x": 123456}
+    assert type(told["x"]) is int
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        ((20, 30, 40), [20, 30, 40]),
+        ((20, 3, 40), [-1, -1, 40]),  # 3 alone would be the total less the rest: the next smallest goes too
+        ((9, 9, 40), [-1, -1, 40]),  # 18 patients hidden together
+        ((4, 5, 40, 20), [-1, -1, 40, -1]),  # 9 hidden together are still too few
+        ((4, 0, 40, 20), [-1, -1, 40, -1]),  # an empty bin hides nobody
+        ((0, 0, 40, 20), [-1, -1, 40, 20]),
+        ((0, 40, 20), [-1, 40, -1]),
+        ((10, 10, 9), [-1, 10, -1]),  # of equals the first goes
+    ],
+)
+def test_histogram_bins(cells: tuple[int, ...], told: list[int]) -> None:
+    assert release({"h": histogram(*cells)}, 10) == {"h": told}
+
+
+@pytest.mark.parametrize("cells", [(5,), (3, 3), (0, 0), (9, 20)])
+def test_a_histogram_with_nothing_to_tell_is_left_out(cells: tuple[int, ...]) -> None:
+    assert release({"h": histogram(*cells)}, 10) == {}
+
+
+def test_bins_count_patients_not_cases() -> None:
+    many_cases = Histogram(
+        edges=(0.0, 1.0, 2.0, 3.0), counts=(50, 20, 20), patients=(9, 20, 20), total_patients=49
+    )
+    assert release({"h": many_cases}, 10) == {"h": [-1, -1, 20]}
+
+
+def test_patients_in_several_bins_do_not_make_the_hidden_ones_look_like_more() -> None:
+    # 9 patients with a case in both small bins: hidden together they are still only those 9.
+    same = Histogram(
+        edges=(0.0, 1.0, 2.0, 3.0, 4.0), counts=(9, 9, 40, 50), patients=(9, 9, 40, 50), total_patients=99
+    )
+    assert release({"h": same}, 10) == {"h": [-1, -1, -1, 50]}
+
+
+def test_a_tally_names_its_groups_and_a_hidden_one_takes_the_next_along() -> None:
+    assert release({"decisions": tally(keep=80, drop=20)}, 10) == {"decisions.keep": 80, "decisions.drop": 20}
+    assert release({"decisions": tally(keep=95, drop=5)}, 10) == {}
+    assert release({"d": tally(keep=80, drop=20, review=3)}, 10) == {"d.keep": 80}
+    assert release({"d": tally(keep=80)}, 10) == {"d.keep": 80}
+
+
+@steady
+@given(tables, st.integers(1, 12))
+def test_no_group_below_min_count_can_be_read_or_worked_out(
+    table: list[tuple[int, int]], min_count: int
+) -> None:
+    whole = tabulate(table)
+    told = release({"h": whole}, min_count).get("h", [-1] * 5)
+    assert isinstance(told, list)
+    hidden = {index for index, count in enumerate(told) if count == -1}
+    for index in set(range(5)) - hidden:
+        assert told[index] == whole.counts[index]
+        assert whole.patients[index] >= min_count
+    assert len(hidden) != 1
+    behind = {patient for place, patient in table if place in hidden}
+    if len(hidden) < 5:
+        assert len(behind) == 0 or len(behind) >= min_count
+
+
+@steady
+@given(tables, st.integers(1, 12))
+def test_no_more_is_hidden_than_needed(table: list[tuple[int, int]], min_count: int) -> None:
+    # With one case a patient: of the smallest bins, the fewest that keep every rule are hidden.
+    whole = histogram(*tabulate(table).counts)
+    told = release({"h": whole}, min_count).get("h", [-1] * 5)
+    assert isinstance(told, list)
+    ascending = sorted(whole.patients)
+    too_few = sum(patients < min_count for patients in ascending)
+    fine = [
+        n
+        for n in range(too_few, 6)
+        if n == 5 or (n != 1 and (sum(ascending[:n]) == 0 or sum(ascending[:n]) >= min_count))
+    ]
+    assert told.count(-1) == fine[0]
+
+
+@steady
+@given(tables, st.data())
+def test_a_stricter_min_count_never_tells_more(table: list[tuple[int, int]], data: st.DataObject) -> None:
+    lax = data.draw(st.integers(1, 12))
+    strict = data.draw(st.integers(lax, 13))
+    quality = [place / 5 + 0.1 for place, _ in table]
+    outcomes = [(DROP, DROP, REVIEW, KEEP, KEEP)[place] for place, _ in table]
+    summary = summarise_curation(
+        quality, {"tumour": quality}, outcomes, [str(patient) for _, patient in table]
+    )
+    more, less = release(summary, lax), release(summary, strict)
+    assert less.keys() <= more.keys()
+    for key, told in less.items():
+        before = more[key]
+        if isinstance(told, list) and isinstance(before, list):
+            assert all(after in (-1, count) for count, after in zip(before, told, strict=True))
+        else:
+            assert told == before
+
+
+values = st.recursive(
+    st.none()
+    | st.builds(
+        Figure,
+        value=st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False),
+        patients=st.integers(0, 20),
+    )
+    | tables.map(tabulate),
+    lambda inner: st.dictionaries(st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True), inner, max_size=4),
+)
+
+
+@steady
+@given(st.dictionaries(st.sampled_from("abcd"), values), st.integers(1, 12))
+def test_only_numbers_leave(summary: dict[str, object], min_count: int) -> None:
+    for key, told in release(summary, min_count).items():
+        assert isinstance(key, str)
+        if isinstance(told, list):
+            assert told
+            assert all(type(count) is int and (count == -1 or count >= min_count) for count in told)
+        else:
+            assert type(told) in (int, float)
+            if isinstance(told, float):
+                assert told == float(f"{told:.2e}")
+
+
+class Sneaky(int):
+    """A number that does not say who is behind it."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        3,
+        0.5,
+        True,
+        "case_007",
+        ["case_007"],
+        [1, 2],
+        (Figure(value=1, patients=50),),
+        {1.0},
+        b"x",
+        Sneaky(3),
+        Groups(counts=(20, 30), patients=(20, 30), total_patients=50),
+    ],
+)
+def test_anything_else_is_refused(value: object) -> None:
+    for summary in ({"x": value}, {"a": {"b": value}}):
+        with pytest.raises(ProtocolError, match="only a Figure, Histogram or Tally"):
+            release(summary, 1)
+
+
+@pytest.mark.parametrize("key", ["", "a b", "a.b", "/data/x", "a\n", "é", "x" * 64, 3, None])
+def test_a_key_that_is_no_plain_name_is_refused(key: Any) -> None:
+    with pytest.raises(ProtocolError, match="plain name"):
+        release({"left_out": {key: Figure(value=1, patients=50)}}, 1)
+    with pytest.raises(ProtocolError, match="plain name"):
+        release({key: Figure(value=1, patients=1)}, 10)  # even where the number would not leave
+
+
+@pytest.mark.parametrize("min_count", [0, -1])
+def test_min_count_below_one_is_refused(min_count: int) -> None:
+    with pytest.raises(ConfigError, match=f"min_count is {min_count}"):
+        release({}, min_count)
+
+
+def test_what_leaves_of_each_phase() -> None:
+    patients = [f"p{i}" for i in range(12)]
+    quality = [0.15] * 4 + [0.85] * 8
+    data = summarise_data(
+        patients, [True] * 4 + [False] * 8, {"tumour": [2.0] * 12}, {"unreadable": ["q"] * 9}
+    )
+    assert release(data, 3) == {
+        "cases": 12,
+        "patients": 12,
+        "references": 4,
+        "volume_ml.tumour.mean": 2.0,
+        "volume_ml.tumour.sd": 0.0,
+    }
+    calibration = summarise_calibration(quality, [value + 0.05 for value in quality], patients, 0.75)
+    assert release(calibration, 3) == {"samples": 12, "r": 1.0, "mae": 0.05, "rmse": 0.05, "auroc": 1.0}
+    curation = summarise_curation(quality, {"tumour": quality}, [DROP] * 4 + [KEEP] * 8, patients)
+    assert release(curation, 3) == {
+        "candidates": 12,
+        "decisions.keep": 8,
+        "decisions.drop": 4,
+        "quality": [-1, 4, -1, -1, -1, -1, -1, -1, 8, -1],
+        "quality_mean": 0.617,
+        "quality_sd": 0.345,
+        "regions_mean.tumour": 0.617,
+    }
+    assert release(curation, 13) == {}
+
+
+@steady
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 15))
+def test_no_difference_of_totals_tells_of_too_few(
+    n_references: int, n_candidates: int, min_count: int
+) -> None:
+    """References and candidates add up to the cases, though two phases tell them."""
+    patients = [f"p{i}" for i in range(n_references + n_candidates)]
+    reference = [index < n_references for index in range(len(patients))]
+    data = release(summarise_data(patients, reference, {}, {}), min_count)
+    scored = summarise_curation([0.9] * n_candidates, {}, [KEEP] * n_candidates, patients[n_references:])
+    if "cases" in data and release(scored, min_count):
+        assert n_references == 0 or n_references >= min_count
+    if "cases" in data and "references" in data:
+        assert n_candidates == 0 or n_candidates >= min_count
+    groups = [size for size in (n_references, n_candidates) if size]
+    assert ("cases" in data) == (groups != [] and min(groups) >= min_count)

@@ -1,0 +1,208 @@
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from fedqc.curation.rules import Outcome
+from fedqc.errors import DataError
+from fedqc.statistics.site import (
+    Figure,
+    Histogram,
+    Tally,
+    quality_histogram,
+    summarise_calibration,
+    summarise_curation,
+    summarise_data,
+)
+
+KEEP, DROP, REVIEW = Outcome.KEEP, Outcome.DROP, Outcome.REVIEW
+
+
+def figure(value: float, patients: int) -> Figure:
+    return Figure(value=value, patients=patients)
+
+
+def test_data_by_hand() -> None:
+    summary = summarise_data(
+        patients=["p", "p", "q", "r", "s", "t"],
+        reference=[True, True, True, False, False, False],
+        volumes_ml={
+            "anterior": [1.0, 2.0, 6.0, 0.0, 0.0, 0.0],
+            "posterior": [0.0] * 5 + [4.0],
+            "rare": [0] * 6,
+        },
+        left_out={"missing-file": ["u", "u", "v"], "empty-label": ["u"]},
+    )
+    assert summary.cases == figure(6, 2)
+    assert summary.patients == figure(5, 2)
+    assert summary.references == figure(3, 2)
+    assert summary.left_out == {"missing-file": figure(3, 2), "empty-label": figure(1, 1)}
+    # Of the cases that have the class: 1, 2 and 6 ml of two patients.
+    assert summary.volume_ml["anterior"].mean == figure(3.0, 2)
+    assert summary.volume_ml["anterior"].sd == figure(float(np.sqrt(7.0)), 2)
+    assert summary.volume_ml["posterior"].mean == figure(4.0, 1)
+    assert summary.volume_ml["posterior"].sd is None
+    assert (summary.volume_ml["rare"].mean, summary.volume_ml["rare"].sd) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("n_references", "behind"),
+    [(0, 20), (2, 2), (18, 2), (20, 20)],
+)
+def test_a_total_is_as_sensitive_as_its_smaller_part(n_references: int, behind: int) -> None:
+    summary = summarise_data(
+        [f"p{i}" for i in range(20)], [i < n_references for i in range(20)], volumes_ml={}, left_out={}
+    )
+    assert summary.cases == figure(20, behind)
+    assert summary.patients == figure(20, behind)
+    assert summary.references == figure(n_references, n_references)
+
+
+def test_a_patient_may_be_on_both_sides() -> None:
+    summary = summarise_data(["p", "p", "q"], [True, False, False], {}, {})
+    assert (summary.patients, summary.references) == (figure(2, 1), figure(1, 1))
+
+
+def test_an_empty_site() -> None:
+    summary = summarise_data([], [], {"anterior": []}, {})
+    assert (summary.cases, summary.patients, summary.references) == (figure(0, 0),) * 3
+    assert summary.volume_ml["anterior"].mean is None
+
+
+def test_calibration_agrees_with_scipy_and_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.uniform(size=90)
+    predicted = np.clip(true + rng.normal(scale=0.1, size=90), 0, 1)
+    summary = summarise_calibration(predicted, true, [f"p{i % 6}" for i in range(90)], tau=0.75)
+    assert summary.samples == figure(90, 6)
+    expected = {
+        "r": stats.pearsonr(predicted, true).statistic,
+        "mae": np.abs(predicted - true).mean(),
+        "rmse": np.sqrt(((predicted - true) ** 2).mean()),
+        "auroc": roc_auc_score(true < 0.75, 1 - predicted),
+    }
+    for name, value in expected.items():
+        found = getattr(summary, name)
+        assert (found.value, found.patients) == (pytest.approx(value), 6), name
+
+
+def test_auroc_has_the_patients_of_the_smaller_class_behind_it() -> None:
+    # Only p has a failure, so the curve is p's rank.
+    summary = summarise_calibration(
+        [0.2, 0.9, 0.8, 0.7], [0.1, 0.9, 0.9, 0.8], ["p", "p", "q", "r"], tau=0.75
+    )
+    assert summary.auroc == figure(1.0, 1)
+    assert summary.r is not None
+    assert summary.r.patients == 3
+
+
+def test_calibration_that_is_not_defined() -> None:
+    alone = summarise_calibration([0.5], [0.25], ["p"], tau=0.75)
+    assert (alone.r, alone.auroc) == (None, None)
+    assert alone.mae == figure(0.25, 1)
+    nobody = summarise_calibration([], [], [], tau=0.75)
+    assert (nobody.samples, nobody.mae, nobody.rmse) == (figure(0, 0), None, None)
+
+
+def test_curation_by_hand() -> None:
+    summary = summarise_curation(
+        quality=[0.95, 0.85, 0.85, 0.05],
+        regions={"anterior": [1.0, 0.5, 0.5, 0.0], "posterior": [1.0, 1.0, 0.8, 0.2]},
+        outcomes=[KEEP, KEEP, KEEP, DROP],
+        patients=["p", "p", "q", "q"],
+    )
+    assert summary.candidates == figure(4, 2)
+    assert summary.decisions == Tally(
+        names=("keep", "drop"), counts=(3, 1), patients=(2, 1), total_patients=2
+    )
+    assert summary.quality is not None
+    assert summary.quality.counts == (1, 0, 0, 0, 0, 0, 0, 0, 2, 1)
+    assert summary.quality.patients == (1, 0, 0, 0, 0, 0, 0, 0, 2, 1)
+    assert summary.quality.total_patients == 2
+    assert summary.quality_mean is not None
+    assert summary.quality_mean.value == pytest.approx(0.675)
+    assert summary.quality_mean.patients == 2
+    assert summary.quality_sd is not None
+    assert summary.quality_sd.value == pytest.approx(np.std([0.95, 0.85, 0.85, 0.05], ddof=1))
+    assert summary.regions_mean == {"anterior": figure(0.5, 2), "posterior": figure(0.75, 2)}
+
+
+def test_curation_with_a_review() -> None:
+    decisions = summarise_curation([0.5, 0.6], {}, [REVIEW, DROP], ["p", "q"]).decisions
+    assert decisions == Tally(names=("drop", "review"), counts=(1, 1), patients=(1, 1), total_patients=2)
+
+
+def test_curation_without_candidates() -> None:
+    summary = summarise_curation([], {"anterior": []}, [], [])
+    assert summary.candidates == figure(0, 0)
+    assert (summary.decisions, summary.quality, summary.quality_mean, summary.quality_sd) == (None,) * 4
+    assert summary.regions_mean == {}
+
+
+def test_histogram_bins_hold_their_lower_edge() -> None:
+    tenths = [index / 10 for index in range(11)]
+    histogram = quality_histogram(tenths, [f"p{i}" for i in range(11)])
+    assert histogram.edges == tuple(tenths)
+    assert histogram.counts == (1,) * 9 + (2,)  # the last bin holds 1.0 too
+    below = quality_histogram([np.nextafter(value, 0) for value in tenths[1:]], ["p"] * 10)
+    assert below.counts == (1,) * 10
+    assert (below.patients, below.total_patients) == ((1,) * 10, 1)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_a_quality_outside_the_unit_interval_is_refused(value: float) -> None:
+    with pytest.raises(DataError, match=f"quality {value} is outside"):
+        quality_histogram([0.5, value], ["p", "q"])
+
+
+@pytest.mark.parametrize("value", ["3", True, None, float("nan"), float("inf")])
+def test_a_figure_is_a_finite_number(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        Figure(value=value, patients=10)
+
+
+@pytest.mark.parametrize("patients", [-1, 2.0, True])
+def test_a_figure_counts_patients(patients: Any) -> None:
+    with pytest.raises(ValidationError):
+        Figure(value=1.0, patients=patients)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"counts": (3,)}, "each group needs both"),
+        ({"counts": (3, 1)}, "more patients than cases"),
+        ({"total_patients": 2}, "2 patients in all do not fit"),
+        ({"total_patients": 6}, "6 patients in all do not fit"),
+        ({"edges": (0.0, 1.0)}, "2 bins have 2 edges; they need 3"),
+    ],
+)
+def test_a_histogram_that_does_not_add_up_is_refused(change: dict[str, Any], message: str) -> None:
+    values = {"edges": (0.0, 0.5, 1.0), "counts": (3, 4), "patients": (3, 2), "total_patients": 4}
+    Histogram.model_validate(values)
+    with pytest.raises(ValidationError, match=message):
+        Histogram.model_validate({**values, **change})
+
+
+def test_a_tally_needs_a_name_for_each_group() -> None:
+    values = {"names": ("keep", "drop"), "counts": (3, 4), "patients": (3, 2), "total_patients": 4}
+    Tally.model_validate(values)
+    for names in (("keep",), ("keep", "keep")):
+        with pytest.raises(ValidationError, match="2 groups have the names"):
+            Tally.model_validate({**values, "names": names})
+
+
+def test_lengths_that_differ_are_refused() -> None:
+    with pytest.raises(DataError, match="reference has 1 values for 2 patients"):
+        summarise_data(["p", "q"], [True], {}, {})
+    with pytest.raises(DataError, match="volumes of anterior has 1 values for 2"):
+        summarise_data(["p", "q"], [True, False], {"anterior": [1.0]}, {})
+    with pytest.raises(DataError, match="true has 1 values for 2"):
+        summarise_calibration([0.1, 0.2], [0.1], ["p", "q"], 0.75)
+    with pytest.raises(DataError, match="outcomes has 1 values for 2"):
+        summarise_curation([0.1, 0.2], {}, [KEEP], ["p", "q"])
+    with pytest.raises(DataError, match="region anterior has 1 values for 2"):
+        summarise_curation([0.1, 0.2], {"anterior": [0.1]}, [KEEP, KEEP], ["p", "q"])
