@@ -1,4 +1,4 @@
-"""Augmentation of image and labels together (Qiu et al. 2023, 3.2): rotation, scaling, mirroring, noise, gamma."""
+"""Augmentation of image and labels: rotation, scaling, mirroring, noise, gamma (Qiu et al. 2023, 3.2)."""
 
 import math
 
@@ -28,10 +28,10 @@ def augment(rng: np.random.Generator, image: Tensor, *labels: Tensor) -> tuple[T
 
 
 def _matrix(rng: np.random.Generator, shape: torch.Size) -> Tensor:
-    """A `[3, 4]` matrix for `affine_grid`: rotation up to 15 degrees, scaling 0.85 to 1.18, mirroring."""
+    """A `[3, 4]` matrix for `affine_grid`: rotation to 15 degrees, scale 0.85 to 1.18, left-right mirror."""
     angles = rng.uniform(-15, 15, 3) * (rng.random() < 0.7)
     scale = math.exp(rng.uniform(-0.16, 0.16)) if rng.random() < 0.7 else 1.0
-    mirror = np.where(rng.random(3) < 0.5, -1.0, 1.0)
+    mirror = [-1.0 if rng.random() < 0.5 else 1.0, 1.0, 1.0]
     a, b, c = np.radians(angles)
     x = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
     y = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])

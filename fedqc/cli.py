@@ -20,7 +20,6 @@ DEFAULT_UNSEEN = "slices-left-out,another-patient,left-right-flip"
 SIMULATION_MIN_COUNT = 3
 
 
-
 class Noise(StrEnum):
     """What a simulation does to the candidates' labels."""
 
@@ -45,7 +44,10 @@ def main() -> None:
     except FedQCError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the space left", 2)
+        _fail(
+            f"{error.filename or 'a file'}: {error.strerror or error}; check path, rights and space",
+            2,
+        )
     except KeyboardInterrupt:
         _fail("interrupted", 130)
 
@@ -55,7 +57,7 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _version(wanted: bool) -> None:  # noqa: FBT001
+def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"fedqc {__version__}")
         raise typer.Exit
@@ -93,13 +95,13 @@ def simulate(
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores where left out.")] = None,
 ) -> None:
-    """Build a consortium on this machine from a data set, spoil known labels, run it, and measure what it finds."""
+    """Build a consortium from a data set, spoil known labels, run it, and measure what it finds."""
     from rich.console import Console
 
     from fedqc.config import ComputeConfig, parse
     from fedqc.display import Display
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)
     config = _simulated_federation(
         federation,
         task=task,
@@ -152,7 +154,9 @@ def _simulated_federation(
     if path is None and task is None:
         known = "fedqc simulate --task msd-hippocampus ..."
         raise ConfigError(f"--task is missing; name what the data show, such as {known}")
-    values = load_federation(path).model_dump(exclude_unset=True) if path else {"name": "simulation"}
+    values: dict[str, Any] = {"name": "simulation"}
+    if path is not None:
+        values = load_federation(path).model_dump(exclude_unset=True)
     table: dict[str, dict[str, Any]] = {key: dict(values.get(key, {})) for key in ("sites", "qc", "privacy")}
     if task is not None:
         values["task"] = task
@@ -162,10 +166,14 @@ def _simulated_federation(
         table["sites"]["expected"] = site_names(4 if sites is None else sites)
     table["sites"].setdefault("minimum", min(2, len(table["sites"]["expected"])))
     if unseen is not None or "leave_out" not in table["qc"]:
-        kinds = [kind.strip() for kind in (DEFAULT_UNSEEN if unseen is None else unseen).split(",") if kind.strip()]
+        kinds = [
+            kind.strip() for kind in (DEFAULT_UNSEEN if unseen is None else unseen).split(",") if kind.strip()
+        ]
         unknown = [kind for kind in kinds if kind not in ANNOTATOR_KINDS]
         if unknown:
-            raise ConfigError(f"--unseen {', '.join(unknown)}: no such kind; known: {', '.join(ANNOTATOR_KINDS)}")
+            raise ConfigError(
+                f"--unseen {', '.join(unknown)}: no such kind; known: {', '.join(ANNOTATOR_KINDS)}"
+            )
         table["qc"]["leave_out"] = tuple(kinds)
     table["qc"] |= {
         key: value for key, value in (("rounds", rounds), ("local_steps", local_steps)) if value is not None
@@ -176,24 +184,31 @@ def _simulated_federation(
 
 def _print_figures(console: "Console", evaluation: dict[str, Any]) -> None:
     """The figures people ask for first; the rest is in evaluation.json."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    qc = Table(title="QC model on held-back cases", title_justify="left")
+    qc = Table(title="QC model on held-back cases", title_justify="left", box=SIMPLE_HEAD)
     for column in ("kinds of error", "n", "r (95 % interval)", "MAE", "error-map DSC"):
         qc.add_column(column, justify="left" if column == "kinds of error" else "right")
     for name, label in (("trained", "in training"), ("unseen", "never trained on"), ("all", "all")):
         one = evaluation["qc"][name]
-        interval = f"{_number(one['r'])} ({', '.join(_number(end) for end in one['r_ci'] or ())})"
+        interval = _number(one["r"])
+        if one["r_ci"] is not None:
+            interval += f" ({', '.join(_number(end) for end in one['r_ci'])})"
         qc.add_row(label, str(one["n"]), interval, _number(one["mae"]), _number(one["dsc_err_median"]))
     console.print(qc)
-    curation = Table(title="Curation of the candidates", title_justify="left")
-    columns = ("site", "candidates", "failures", "dropped", "precision", "recall", "AUROC", "mean DSC before", "after")
+    tau = evaluation["curation"]["all"]["tau"]
+    title = f"Curation of the candidates (failure: true DSC under {tau:g}; last two columns: mean true DSC)"
+    curation = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    columns = ("site", "n", "failures", "dropped", "precision", "recall", "AUROC", "before", "after")
     for column in columns:
         curation.add_column(column, justify="left" if column == "site" else "right")
     for name, one in evaluation["curation"].items():
         counts = [str(one[key]) for key in ("n_candidates", "n_failures", "n_dropped")]
         keys = ("precision", "recall", "auroc", "mean_dsc_before", "mean_dsc_after")
-        curation.add_row(name, *counts, *(_number(one[key]) for key in keys))
+        curation.add_row(
+            "all sites" if name == "all" else name, *counts, *(_number(one[key]) for key in keys)
+        )
     console.print(curation)
 
 

@@ -24,8 +24,8 @@ class Compute:
 
     def place(self, network: nn.Module) -> nn.Module:
         """Move a network to the device, in the memory layout that 3D convolutions like there."""
-        placed: nn.Module = network.to(self.device, memory_format=torch.channels_last_3d)
-        return placed
+        # torch's hints do not know the argument.
+        return network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
 
 
 def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
@@ -43,7 +43,9 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count()
-        raise ConfigError(f"device {device!r}: this machine has {found} CUDA devices; use device = 'auto' or 'cpu'")
+        raise ConfigError(
+            f"device {device!r}: this machine has {found} CUDA devices; use device = 'auto' or 'cpu'"
+        )
     if precision == "auto":
         precision = "bf16" if _has_bf16(chosen) else "fp32"
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -52,6 +54,6 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
 def _has_bf16(device: torch.device) -> bool:
     """Whether bf16 arithmetic is done in hardware: emulated, it is slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

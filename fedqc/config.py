@@ -129,16 +129,28 @@ class SamplesConfig(FrozenModel):
         return self
 
 
+class NetworkConfig(FrozenModel):
+    """The network of `qcresunet`. Sizes that are left out are the architecture's own."""
+
+    architecture: Literal["corrective", "published"] = "corrective"
+    width: int | None = Field(default=None, ge=4, multiple_of=2)
+    """Channels of the first layer: 16 (corrective); 64 (published), 32 in the journal version."""
+    blocks: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=3)
+    """Residual blocks of each layer, (1, 2, 3) (corrective) or (3, 4, 6, 3) (published)."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+
+
 class QCConfig(FrozenModel):
     """How the QC model is trained."""
 
     method: str = "qcresunet"
     rounds: int = Field(default=30, ge=1)
-    local_steps: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=8, ge=1)
-    learning_rate: float = Field(default=2e-3, gt=0)
+    local_steps: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
     deadline: Seconds = 7200.0
     initial: Path | None = None
+    network: NetworkConfig = NetworkConfig()
     samples: SamplesConfig = SamplesConfig()
     leave_out: tuple[str, ...] = ()
     """Kinds of annotator error never used in training (a simulation's unseen kinds)."""

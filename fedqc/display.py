@@ -1,4 +1,4 @@
-"""What a person sees of long work: bars with the time left, or plain lines where the output is no terminal."""
+"""What a person sees of long work: bars with the time left, or plain lines without a terminal."""
 
 import time
 from types import TracebackType
@@ -57,7 +57,7 @@ class Display:
         """Show an event of a run."""
         match event["event"]:
             case "phase-started":
-                if event["phase"] != "train.qc":
+                if event["phase"] != "train":
                     self.say(f"phase {event['phase']}")
             case "round-started":
                 self.progress("training the QC model, rounds", event["round"] - 1, event["rounds"])

@@ -2,23 +2,22 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from fedqc import __version__
-from fedqc.config import FrozenModel, QCConfig
-from fedqc.errors import ModelError
+from fedqc.config import FrozenModel, QCConfig, parse
+from fedqc.errors import ConfigError, ModelError
 from fedqc.methods.base import Method, get_method
 from fedqc.task import Task
 
@@ -29,7 +28,7 @@ CARD = "card.json"
 class ModelCard(FrozenModel):
     """What a model is and where it comes from."""
 
-    format: int = 1
+    format: Literal[1] = 1
     fedqc: str = __version__
     task: Task
     qc: QCConfig
@@ -67,7 +66,7 @@ def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> st
         (aside / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
         aside.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(aside, folder)
+        aside.replace(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return hashlib.sha256(weights).hexdigest()
@@ -81,20 +80,27 @@ def load_model(folder: Path, task: Task | None = None) -> StoredModel:
         task: The task at hand; a model of another one is refused.
 
     Raises:
-        ModelError: a file is missing or broken, the weights do not fit the network, or the task is another one.
+        ModelError: a file is missing or broken, the weights do not fit, or the task is another one.
     """
     try:
-        card = ModelCard.model_validate(json.loads((folder / CARD).read_text(encoding="utf-8")))
+        card = parse(json.loads((folder / CARD).read_bytes()), ModelCard, source=str(folder / CARD))
         data = (folder / WEIGHTS).read_bytes()
         state = load_tensors(data)
     except OSError as error:
-        raise ModelError(f"{folder}: not a model: {error.strerror}; a model holds {WEIGHTS} and {CARD}") from None
-    except (ValueError, ValidationError) as error:
-        raise ModelError(f"{folder / CARD}: not a model card of this version: {_first_line(error)}") from None
-    except SafetensorError as error:
+        raise ModelError(
+            f"{folder}: not a model: {error.strerror}; a model holds {WEIGHTS} and {CARD}"
+        ) from None
+    except ConfigError as error:
+        raise ModelError(f"{error}; it is no model card of this version of fedqc") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{folder / CARD}: not a model card: {error}; copy it again") from None
+    except (SafetensorError, KeyError) as error:  # KeyError: a type of number that torch does not have
         raise ModelError(f"{folder / WEIGHTS}: not a safetensors file: {error}; copy it again") from None
-    if task is not None and card.task != task:
-        raise ModelError(f"{folder}: model of task {card.task.name!r} (or another definition of it), not {task.name!r}")
+    # As text: two tasks that name the same classes in another order give them other indices.
+    if task is not None and _definition(card.task) != _definition(task):
+        raise ModelError(
+            f"{folder}: model of task {card.task.name!r} (or another definition of it), not {task.name!r}"
+        )
     method = get_method(card.qc.method)(card.task, card.qc)
     network = method.build(card.seed)
     load_weights(network, state, source=str(folder / WEIGHTS))
@@ -105,7 +111,7 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
     """Put weights into a network.
 
     Raises:
-        ModelError: names or shapes differ; the message names the first difference.
+        ModelError: names or shapes differ, or a number is not finite; the message names the first tensor.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -115,10 +121,13 @@ def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str
             f"{source}: weights do not fit the network: {name} is {found.get(name, 'missing')}, "
             f"expected {expected.get(name, 'nothing of that name')}"
         )
+    broken = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
+    if broken is not None:
+        raise ModelError(f"{source}: {broken} holds numbers that are not finite; copy or train it again")
     with torch.no_grad():
         for name, tensor in network.state_dict().items():
             tensor.copy_(state[name])
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _definition(task: Task) -> str:
+    return task.model_dump_json(exclude={"description"})

@@ -13,12 +13,12 @@ from fedqc.errors import TrainingError
 
 Batch = TypeVar("Batch")
 Progress = Callable[[int, int], None]
-"""Called with steps done and steps in all."""
+"""Called with steps done and steps in all, both over all rounds."""
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How a network is optimised. `total_steps` spans all rounds, so that a schedule goes on from round to round."""
+    """How a network is optimised; `total_steps` spans all rounds, so that a schedule goes on between them."""
 
     learning_rate: float
     total_steps: int
@@ -35,10 +35,10 @@ class TrainSettings:
         done = min(1.0, step / max(1, self.total_steps))
         factor = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "exponential": 0.01**done, "constant": 1.0}
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return self.learning_rate * warm * factor[self.schedule]
+        return float(self.learning_rate * warm * factor[self.schedule])
 
 
-def train(
+def train(  # noqa: PLR0917 - what is trained, on what, how and where; the method calls it by position
     network: nn.Module,
     batches: Iterable[Batch],
     losses: Callable[[nn.Module, Batch], Mapping[str, Tensor]],
@@ -64,7 +64,9 @@ def train(
     """
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     # eps is far above the rounding noise of gradients: with 1e-8 Adam would turn noise into full steps.
-    optimizer = kind(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-6)
+    optimizer = kind(
+        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-6
+    )
     network.train()
     sums: dict[str, float] = {}
     count = 0
@@ -79,15 +81,17 @@ def train(
         if not math.isfinite(total.item()):
             found = ", ".join(f"{name} {value}" for name, value in values.items())
             raise TrainingError(
-                f"the loss of batch {count} (step {step + 1} of {settings.total_steps}) is not finite: {found}; "
-                "lower the learning rate or compute in fp32"
+                f"the loss of batch {count} (step {step + 1} of {settings.total_steps}) is not finite: "
+                f"{found}; lower the learning rate or compute in fp32"
             )
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+        total.backward()  # type: ignore[no-untyped-call]  # torch ships no hint for it
+        norm = nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+        if not math.isfinite(norm.item()):
+            raise TrainingError(f"the gradient of batch {count} is not finite; lower the learning rate")
         optimizer.step()
         for name, value in (values | {"loss": total.item()}).items():
             sums[name] = sums.get(name, 0.0) + value
         if progress is not None:
-            progress(count, settings.total_steps)
+            progress(step + 1, settings.total_steps)
     return {name: value / count for name, value in sums.items()}

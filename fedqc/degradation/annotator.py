@@ -33,7 +33,7 @@ def _values(params: Sequence[Params], key: str, labels: Tensor) -> Tensor:
 
 def _present(label: Tensor) -> list[int]:
     """Class indices that occur in a label."""
-    return [int(index) for index in label.unique() if index > 0]
+    return [int(index) for index in torch.unique(label) if index > 0]
 
 
 def _nearest_class(labels: Tensor, reach: int) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,8 @@ class UnderContouring(Degradation):
         """Draw the distance in voxels; never so far that nothing is left."""
         deepest = float(_outside(label[None], REACH).max())
         distance = max(1.0, float(rng.uniform(0.08, 0.4)) * radius(label))
-        return {"distance": min(distance, max(deepest - 0.5, 0.5))}
+        # Depths are exact only up to the reach, so a larger distance could still empty the label.
+        return {"distance": min(distance, float(REACH), max(deepest - 0.5, 0.5))}
 
     def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
         """Set voxels within the distance of the background to background."""
@@ -157,7 +158,8 @@ class InventedComponent(Degradation):
         """Fill the ellipsoids where the label is background."""
         result = labels.clone()
         grid = torch.stack(
-            torch.meshgrid(*[torch.arange(n, device=labels.device) for n in labels.shape[1:]], indexing="ij"), dim=-1
+            torch.meshgrid(*[torch.arange(n, device=labels.device) for n in labels.shape[1:]], indexing="ij"),
+            dim=-1,
         )
         for label, p in zip(result, params, strict=True):
             centres = torch.tensor(p["centres"], device=label.device).reshape(-1, 3)
@@ -194,7 +196,7 @@ class SwappedClasses(Degradation):
 
 
 class SlicesLeftOut(Degradation):
-    """Slices without annotation: every second or third one, or a run of neighbours."""
+    """Slices without annotation: every second one, two of every three, or a run of neighbours."""
 
     kind = "slices-left-out"
 
@@ -229,11 +231,11 @@ class LeftRightFlip(Degradation):
 
     kind = "left-right-flip"
 
-    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:  # noqa: ARG002
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
         """Nothing to draw: axis 0 of a case is right-left."""
         return {}
 
-    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:  # noqa: ARG002
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
         """Mirror axis 0 of the volume."""
         return labels.flip(1)
 
@@ -256,9 +258,12 @@ class Shift(Degradation):
         """Move by whole voxels; what comes in from outside is background."""
         result = torch.zeros_like(labels)
         for label, old, p in zip(result, labels, params, strict=True):
-            pairs = zip(p["voxels"], old.shape, strict=True)
-            spans = [(slice(max(v, 0), n + min(v, 0)), slice(max(-v, 0), n + min(-v, 0))) for v, n in pairs]
-            label[tuple(new for new, _ in spans)] = old[tuple(source for _, source in spans)]
+            # No further than out of the volume: the stop of a slice must not become negative.
+            moves = [max(-n, min(n, int(v))) for v, n in zip(p["voxels"], old.shape, strict=True)]
+            pairs = list(zip(moves, old.shape, strict=True))
+            target = tuple(slice(max(v, 0), n + min(v, 0)) for v, n in pairs)
+            source = tuple(slice(max(-v, 0), n - max(v, 0)) for v, n in pairs)
+            label[target] = old[source]
         return result
 
 
@@ -281,7 +286,9 @@ class AnotherPatient(Degradation):
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
         """Draw the donor."""
         order = rng.permutation(len(self.donors))
-        return {"donor": next(int(i) for i in order if not torch.equal(self.donors[i].to(label.device), label))}
+        return {
+            "donor": next(int(i) for i in order if not torch.equal(self.donors[i].to(label.device), label))
+        }
 
     def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
         """Return the donors' labels."""

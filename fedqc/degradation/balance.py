@@ -29,7 +29,9 @@ def quantile_balance(dsc: NDArray[np.floating], count: int, rng: np.random.Gener
     return np.asarray(order[rng.integers(first, last)])
 
 
-def histogram_balance(dsc: NDArray[np.floating], rng: np.random.Generator, bins: int = 10) -> NDArray[np.intp]:
+def histogram_balance(
+    dsc: NDArray[np.floating], rng: np.random.Generator, bins: int = 10
+) -> NDArray[np.intp]:
     """Indices of samples with equal counts in every DSC bin (Robinson et al. 2018).
 
     Each of the `bins` bins over [0, 1] that holds any sample is cut at random to the count of the rarest.

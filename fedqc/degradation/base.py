@@ -1,4 +1,4 @@
-"""What a degradation is: parameters drawn first, applied second, and kept, so that a label can be made again."""
+"""What a degradation is: parameters drawn first, applied second, and kept, so that it can be replayed."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ class Degradation(ABC):
 
     kind: ClassVar[str]
 
-    def applies_to(self, label: Tensor) -> bool:  # noqa: ARG002
-        """Whether this kind of error is possible in `label` `[X, Y, Z]` (swapping needs two classes)."""
-        return True
+    def applies_to(self, label: Tensor) -> bool:
+        """Whether this kind of error is possible in `label` `[X, Y, Z]`; most need some foreground."""
+        return bool((label > 0).any())
 
     @abstractmethod
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
@@ -42,7 +42,8 @@ class Degradation(ABC):
 
 def radius(label: Tensor) -> float:
     """Radius in voxels of the ball that has the foreground's volume; sizes of errors are relative to it."""
-    return max(1.0, float(3.0 * int((label > 0).sum()) / (4.0 * np.pi)) ** (1 / 3))
+    volume = int((label > 0).sum())
+    return max(1.0, float((3.0 * volume / (4.0 * np.pi)) ** (1 / 3)))
 
 
 def distance_to(mask: Tensor, reach: int) -> Tensor:
@@ -72,7 +73,9 @@ def distance_to(mask: Tensor, reach: int) -> Tensor:
     return squared.sqrt()
 
 
-def smooth_field(seeds: Sequence[int], channels: int, points: int, shape: Sequence[int], device: torch.device) -> Tensor:
+def smooth_field(
+    seeds: Sequence[int], channels: int, points: int, shape: Sequence[int], device: torch.device
+) -> Tensor:
     """Smooth random fields in [-1, 1]: uniform values on a coarse grid, interpolated trilinearly.
 
     Args:
@@ -89,7 +92,9 @@ def smooth_field(seeds: Sequence[int], channels: int, points: int, shape: Sequen
         torch.rand((channels, points, points, points), generator=torch.Generator().manual_seed(seed)) * 2 - 1
         for seed in seeds
     ]
-    return F.interpolate(torch.stack(coarse).to(device), size=tuple(shape), mode="trilinear", align_corners=True)
+    return F.interpolate(
+        torch.stack(coarse).to(device), size=tuple(shape), mode="trilinear", align_corners=True
+    )
 
 
 def draw_seed(rng: np.random.Generator) -> int:
@@ -108,8 +113,12 @@ class Untouched(Degradation):
 
     kind = "untouched"
 
-    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:  # noqa: ARG002, D102
+    def applies_to(self, label: Tensor) -> bool:
+        """Always."""
+        return True
+
+    def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:  # noqa: D102
         return {}
 
-    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:  # noqa: ARG002, D102
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:  # noqa: D102
         return labels.clone()

@@ -104,7 +104,9 @@ class LabelFactory:
     ) -> None:
         unknown = [kind for kind in kinds if kind not in ALL_KINDS]
         if unknown:
-            raise ConfigError(f"unknown kind of label error: {', '.join(unknown)}; known: {', '.join(ALL_KINDS)}")
+            raise ConfigError(
+                f"unknown kind of label error: {', '.join(unknown)}; known: {', '.join(ALL_KINDS)}"
+            )
         self.references = _Labels(references)
         self.regions = regions
         known: dict[str, Degradation] = {Untouched.kind: Untouched(), SegGen.kind: SegGen()}
@@ -155,10 +157,11 @@ class SamplePool:
         if SegGen.kind in factory.degradations:
             shares[SegGen.kind] = samples.seggen
         self.kinds = list(shares)
-        total = sum(shares.values()) + samples.untouched
+        untouched = samples.untouched if Untouched.kind in factory.degradations else 0.0
+        total = sum(shares.values()) + untouched
         if not total:
             raise ConfigError("no kind of label error is left to train on; see qc.samples and qc.leave_out")
-        self.untouched = samples.untouched / total
+        self.untouched = untouched / total
         self.weights = np.array(list(shares.values())) / max(sum(shares.values()), 1e-12)
 
     def chunks(self, rng: np.random.Generator, count: int) -> Iterator[Degraded]:
@@ -183,7 +186,9 @@ class SamplePool:
         while len(recipes) < (count if self.balance == "none" else 2 * count):
             attempts += 1
             if attempts > 100 * count:
-                raise TrainingError(f"none of the label errors {', '.join(self.kinds)} is possible in these cases")
+                raise TrainingError(
+                    f"none of the label errors {', '.join(self.kinds)} is possible in these cases"
+                )
             kind = self.kinds[int(rng.choice(len(self.kinds), p=self.weights))]
             recipe = self.factory.draw(rng, int(rng.integers(len(self.factory.references))), kind)
             if recipe is not None:
@@ -195,19 +200,6 @@ class SamplePool:
         if self.balance == "quantile":
             return made.chosen(quantile_balance(dsc, count, rng))
         return made.chosen(np.resize(histogram_balance(dsc, rng), count))
-
-
-def draw_below(
-    factory: LabelFactory, rng: np.random.Generator, case: int, kind: str, largest_dsc: float | None
-) -> Recipe | None:
-    """A recipe whose label has at most `largest_dsc`; None where the kind is not possible or never that bad."""
-    for _ in range(20):
-        recipe = factory.draw(rng, case, kind)
-        if recipe is None or largest_dsc is None or kind == Untouched.kind:
-            return recipe
-        if float(factory.make([recipe]).mean[0]) <= largest_dsc:
-            return recipe
-    return None
 
 
 @dataclass(frozen=True)
@@ -231,7 +223,7 @@ def degrade_cases(
     kinds: Sequence[str],
     rng: np.random.Generator,
 ) -> Iterator[DegradedCase]:
-    """Each case once with each kind of error that is possible in it: equal counts for calibration and evaluation."""
+    """Each case once with each kind of error that is possible in it, so that all kinds weigh the same."""
     if not cases:
         return
     regions = task.region_indices()

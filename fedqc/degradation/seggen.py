@@ -19,8 +19,8 @@ CONTROL_POINTS = 6
 class SegGen(Degradation):
     """Each of the four transforms with probability 0.5, as published.
 
-    Rotation in [-15, 15] degrees about each axis, scaling in [0.85, 1.25], translation in [-20, 20] voxels and
-    elastic displacement of up to [0, 20] voxels; the last two are scaled from 160x192x160 to the label's size.
+    Rotation in [-15, 15] degrees about each axis, scaling in [0.85, 1.25], translation in [-20, 20] voxels,
+    elastic displacement of up to [0, 20] voxels; both are scaled from 160x192x160 to the label's size.
     """
 
     kind = "seggen"

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,15 +15,14 @@ from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
 from fedqc.degradation.samples import ALL_KINDS, LabelFactory, SamplePool
+from fedqc.errors import ConfigError
 from fedqc.methods.base import Method, RoundPlan, RoundResult, Score
 from fedqc.metrics.overlap import error_map, one_hot, overlap
+from fedqc.networks.corrective_qcresunet import CorrectiveQCResUNet
 from fedqc.networks.qcresunet import QCOutput, QCResUNet
 from fedqc.seeding import derive_seed, generator
 from fedqc.task import Task
 from fedqc.training import Progress, TrainSettings, train
-
-SMALL_VOLUME = 96
-"""Shortest axis in voxels under which the compact network is used: the published one halves five times."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,14 @@ class QCBatch:
     """`[N, R]` whether the region is in the reference."""
     mean: Tensor
     """`[N]` true mean DSC."""
+    reference: Tensor
+    """`[N, X, Y, Z]` uint8, the class indices that are right."""
     error: Tensor
     """`[N, X, Y, Z]` bool, where the label is wrong."""
 
 
 class QCResUNetMethod(Method):
-    """Trains and applies `QCResUNet`; see `networks/qcresunet.py` for the architecture."""
+    """Trains and applies `QCResUNet` as published, or (the default) in the form that corrects the label."""
 
     name = "qcresunet"
     judges = "label"
@@ -50,21 +52,34 @@ class QCResUNetMethod(Method):
     def __init__(self, task: Task, config: QCConfig) -> None:
         super().__init__(task, config)
         self.regions = task.region_indices()
+        unknown = [kind for kind in config.leave_out if kind not in ALL_KINDS]
+        if unknown:
+            raise ConfigError(
+                f"qc.leave_out names {', '.join(unknown)}; kinds of label error are {', '.join(ALL_KINDS)}"
+            )
         self.kinds = [kind for kind in ALL_KINDS if kind not in config.leave_out]
-        task.check_strides(self.build(0).stride)
+        with torch.device("meta"):  # only its stride is asked for
+            task.check_strides(self.build(0).stride)
 
-    def build(self, seed: int) -> QCResUNet:
-        """The published network, or a compact one of the same design for small volumes."""
-        compact = min(self.task.size) < SMALL_VOLUME
+    def build(self, seed: int) -> QCResUNet | CorrectiveQCResUNet:
+        """The network that `qc.network` describes; what is left out there has the architecture's default."""
+        chosen = self.config.network
+        size: dict[str, Any] = {
+            name: value
+            for name, value in (
+                ("width", chosen.width),
+                ("blocks", chosen.blocks),
+                ("dropout", chosen.dropout),
+            )
+            if value is not None
+        }
+        in_channels = len(self.task.modalities) + self.task.n_classes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "build", self.name))
-            return QCResUNet(
-                in_channels=len(self.task.modalities) + self.task.n_classes,
-                n_outputs=len(self.regions) + 1,
-                width=16 if compact else 64,
-                blocks=(2, 2, 2) if compact else (3, 4, 6, 3),
-                stem_stride=1 if compact else 2,
-                dropout=0.1 if compact else 0.3,
+            if chosen.architecture == "published":
+                return QCResUNet(in_channels=in_channels, n_outputs=len(self.regions) + 1, **size)
+            return CorrectiveQCResUNet(
+                in_channels=in_channels, regions=self.regions, n_classes=self.task.n_classes, **size
             )
 
     def train_round(
@@ -92,7 +107,12 @@ class QCResUNetMethod(Method):
         return RoundResult(losses, plan.steps * plan.batch_size)
 
     def batches(
-        self, cases: Sequence[Case], rng: np.random.Generator, steps: int, batch_size: int, device: torch.device
+        self,
+        cases: Sequence[Case],
+        rng: np.random.Generator,
+        steps: int,
+        batch_size: int,
+        device: torch.device,
     ) -> Iterator[QCBatch]:
         """Augmented QC samples, made chunk by chunk; images are read when their batch is made."""
         factory = LabelFactory([case.label for case in cases], self.regions, self.kinds)
@@ -110,7 +130,12 @@ class QCResUNetMethod(Method):
             image, reference, label = augment(rng, image, reference, label)
             truth = overlap(label, reference, self.regions)
             yield QCBatch(
-                self.inputs(image, label), truth.dsc, truth.present, truth.mean, error_map(label, reference)
+                inputs=self.inputs(image, label),
+                dsc=truth.dsc,
+                present=truth.present,
+                mean=truth.mean,
+                reference=reference,
+                error=error_map(label, reference),
             )
 
     def inputs(self, image: Tensor, label: Tensor) -> Tensor:
@@ -120,20 +145,20 @@ class QCResUNetMethod(Method):
 
     @staticmethod
     def losses(network: nn.Module, batch: QCBatch) -> dict[str, Tensor]:
-        """MAE of the DSC (eq. 1), soft Dice and cross-entropy of the error map (eq. 2), added (eq. 3, lambda 1)."""
+        """MAE of the DSC (eq. 1) plus Dice and cross-entropy of the error map (eq. 2), lambda 1 (eq. 3)."""
         output: QCOutput = network(batch.inputs)
         target = torch.cat([batch.mean[:, None], batch.dsc], dim=1)
         weight = torch.cat([torch.ones_like(batch.mean[:, None]), batch.present.float()], dim=1)
         quality = ((output.quality - target).abs() * weight).sum() / weight.sum()
-        logits, error = output.error_logits[:, 0].float(), batch.error.float()
+        logits, error = output.error_logits.float(), batch.error.float()
         probability = logits.sigmoid()
         # Over the whole batch, as in the paper: a sample without any error has no Dice of its own.
         dice = 1 - (2 * (probability * error).sum() + 1) / (probability.sum() + error.sum() + 1)
-        return {
-            "quality": quality,
-            "dice": dice,
-            "cross_entropy": F.binary_cross_entropy_with_logits(logits, error),
-        }
+        if output.corrected is not None:  # what is right says more than that something is wrong
+            cross_entropy = F.nll_loss(output.corrected, batch.reference.long())
+        else:
+            cross_entropy = F.binary_cross_entropy_with_logits(logits, error)
+        return {"quality": quality, "dice": dice, "cross_entropy": cross_entropy}
 
     @torch.inference_mode()
     def score(
@@ -148,7 +173,7 @@ class QCResUNetMethod(Method):
             with compute.autocast():
                 output: QCOutput = network(self.inputs(image, label))
             quality = output.quality.float().clamp(0, 1).cpu().numpy()
-            errors = output.error_logits[:, 0].float().sigmoid().cpu().numpy()
+            errors = output.error_logits.float().sigmoid().cpu().numpy()
             for case, values, error in zip(batch, quality, errors, strict=True):
                 regions = {name: float(v) for name, v in zip(self.task.regions, values[1:], strict=True)}
                 yield Score(case.id, float(values[0]), regions, error)

@@ -2,8 +2,8 @@
 
 A ResNet-34 encoder made 3D (instance norm, spatial dropout in every residual block) sees image and label. Its
 last layer is pooled into the quality head; a shallow decoder, which starts one layer earlier, makes the error
-map. With `width=64` and one label channel for four modalities it has the 66,151,042 parameters of the published
-code. Upsampling is nearest and the decoder uses leaky ReLU, as in the paper.
+map. With `width=64` and one label channel for four modalities it has the 66,151,042 parameters of the
+published code. Upsampling is nearest and the decoder uses leaky ReLU, as in the paper.
 
     input ──stem──┬──max pool──┬──layer 1──layer 2──┬──layer 3──┬──layer 4── average pool ── linear ── quality
                   │            │                    │           │
@@ -22,9 +22,11 @@ class QCOutput(NamedTuple):
     """What the network predicts for `N` image-label pairs."""
 
     quality: Tensor
-    """`[N, n_outputs]` float32, not clamped."""
+    """`[N, n_outputs]` float32, not clamped: mean DSC, then each region's (or one value alone)."""
     error_logits: Tensor
-    """`[N, 1, X, Y, Z]`; the sigmoid is the probability that the label is wrong at a voxel."""
+    """`[N, X, Y, Z]`; the sigmoid is the probability that the label is wrong at a voxel."""
+    corrected: Tensor | None = None
+    """`[N, 1 + classes, X, Y, Z]` log-probability of each class, where a network corrects the label."""
 
 
 class ResidualBlock(nn.Module):
@@ -75,7 +77,7 @@ class QCResUNet(nn.Module):
     Args:
         in_channels: Modalities plus label channels.
         n_outputs: Quality values (regions, and their mean).
-        width: Channels of stem and first layer; doubled by every further layer (paper 64, journal version 32).
+        width: Channels of stem and first layer; doubled by every further one (paper 64, journal 32).
         blocks: Residual blocks of each layer; (3, 4, 6, 3) is ResNet-34. At least three layers.
         stem_stride: 2 is the published 7x7x7 stem; 1 is a 3x3x3 stem at full resolution for small volumes.
         dropout: Spatial dropout in every residual block.
@@ -118,7 +120,9 @@ class QCResUNet(nn.Module):
         for depth in range(len(blocks) - 3, 0, -1):
             ups.append(UpBlock(channels, width * 2**depth, width * 2**depth))
             channels = width * 2**depth
-        self.ups = nn.ModuleList([*ups, UpBlock(channels, width, 2 * width), UpBlock(2 * width, width, width)])
+        self.ups = nn.ModuleList(
+            [*ups, UpBlock(channels, width, 2 * width), UpBlock(2 * width, width, width)]
+        )
         self.error = nn.Conv3d(width, 1, 1)
 
         for module in self.modules():
@@ -128,7 +132,7 @@ class QCResUNet(nn.Module):
     @property
     def stride(self) -> int:
         """Voxels of the input behind one voxel of the last layer; every axis must be a multiple of it."""
-        return self.stem_stride * 2 ** len(self.layers)
+        return int(self.stem_stride * 2 ** len(self.layers))
 
     def forward(self, x: Tensor) -> QCOutput:
         """Image and label channels `[N, in_channels, X, Y, Z]` to quality and error map."""
@@ -148,4 +152,4 @@ class QCResUNet(nn.Module):
             y = up(y, skip)
         if self.stem_stride > 1:
             y = F.interpolate(y, scale_factor=float(self.stem_stride), mode="nearest")
-        return QCOutput(quality, self.error(y))
+        return QCOutput(quality, self.error(y)[:, 0])

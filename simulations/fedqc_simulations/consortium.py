@@ -1,11 +1,11 @@
 """A consortium on one machine: a real data set split over sites, with known errors put into known labels.
 
-    OUT/
-    ├── sites/hospital-1/    site.toml and data/ (cases.csv, reference.csv, images/, labels/): all the site has
-    └── truth/               what only the simulation knows
-        ├── candidates.csv   site, id, patient, kind of error, true DSC
-        ├── recipes.json     how each spoiled label was made
-        └── test/            held-back cases, in the csv layout
+OUT/
+├── sites/hospital-1/    site.toml and data/ (cases.csv, reference.csv, images/, labels/): all the site has
+└── truth/               what only the simulation knows
+    ├── candidates.csv   site, id, patient, kind of error, true DSC
+    ├── recipes.json     how each spoiled label was made; donor: the case whose label was mixed up with it
+    └── test/            held-back cases, in the csv layout
 """
 
 import csv
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import label_to_classes, read_volume, write_volume
 from fedqc.config import ComputeConfig
+from fedqc.degradation.annotator import AnotherPatient
+from fedqc.degradation.base import Untouched
 from fedqc.errors import ConfigError, DataError
 from fedqc.seeding import generator
 from fedqc.task import Task
@@ -114,20 +116,25 @@ def build_consortium(
         progress("building the sites", position, len(names))
         site = roles[name]
         folder = out / "sites" / name
-        sites[name] = _write_site(folder, name, site, task_file, task, min_count, compute)
+        sites[name] = _write_site(folder, name, site, task_file, task, min_count=min_count, compute=compute)
         spoiled = _spoil_site(site, task, noise, habit_of.get(name), generator(seed, "noise", name))
         for case in site.candidates:
-            error = spoiled.get(case.id)
-            if error is None:
-                candidates.append(Candidate(name, case.id, case.patient, "untouched", 1.0))
+            if case.id not in spoiled:
+                candidates.append(Candidate(name, case.id, case.patient, Untouched.kind, 1.0))
                 continue
+            error, donor = spoiled[case.id]
             candidates.append(Candidate(name, case.id, case.patient, error.kind, error.dsc))
-            recipes[f"{name}/{case.id}"] = {"kind": error.kind, "params": dict(error.params)}
+            made = {"kind": error.kind, "params": dict(error.params)}
+            recipes[f"{name}/{case.id}"] = made | (
+                {"donor": donor} if error.kind == AnotherPatient.kind else {}
+            )
             write_volume(folder / "data" / _label_name(case), *_as_file(case, error.label, task))
     progress("building the sites", len(names), len(names))
     test = [case for name in names for case in roles[name].test]
     _write_cases(out / "truth" / "test", task, test)
-    _write_table(out / "truth" / "candidates.csv", [dataclasses.asdict(candidate) for candidate in candidates])
+    _write_table(
+        out / "truth" / "candidates.csv", [dataclasses.asdict(candidate) for candidate in candidates]
+    )
     (out / "truth" / "recipes.json").write_text(json.dumps(recipes, indent=1) + "\n", encoding="utf-8")
     return sites
 
@@ -164,25 +171,26 @@ def _split(cases: Sequence[CaseFiles], names: Sequence[str], seed: int) -> dict[
 
 def _spoil_site(
     site: _Roles, task: Task, noise: Noise, habit: str | None, rng: np.random.Generator
-) -> dict[str, Spoiled]:
-    """The spoiled labels of one site by case id."""
+) -> dict[str, tuple[Spoiled, str | None]]:
+    """The spoiled labels of one site by case id, each with the id of the case that stood by as donor."""
     share = {"mixed": MIXED_SHARE, "systematic": HABIT_SHARE if habit else 0.0, "none": 0.0}[noise]
     by_id = {case.id: case for case in site.candidates}
     chosen = choose_spoiled(list(by_id), share, rng)
     regions = task.region_indices()
-    spoiled: dict[str, Spoiled | None] = {}
+    spoiled: dict[str, tuple[Spoiled | None, str | None]] = {}
     if habit and chosen:
         params = habit_params(habit, _read_label(by_id[chosen[0]], task), rng)
         for case in chosen:
-            spoiled[case] = spoil_with(_read_label(by_id[case], task), habit, params, regions)
+            spoiled[case] = spoil_with(_read_label(by_id[case], task), habit, params, regions), None
     else:
         everyone = [*site.candidates, *site.references]
         for case, kinds in deal_kinds(chosen, rng).items():
             label = _read_label(by_id[case], task)
             others = [other for other in everyone if other.patient != by_id[case].patient]
-            donor = _read_label(others[int(rng.integers(len(others)))], task)
-            spoiled[case] = spoil(label, _fit(donor, label.shape), kinds, regions, rng)
-    return {case: error for case, error in spoiled.items() if error is not None}
+            donor = others[int(rng.integers(len(others)))]
+            donor_label = _fit(_read_label(donor, task), label.shape)
+            spoiled[case] = spoil(label, donor_label, kinds, regions, rng), donor.id
+    return {case: (error, donor_id) for case, (error, donor_id) in spoiled.items() if error is not None}
 
 
 def _read_label(case: CaseFiles, task: Task) -> NDArray[np.uint8]:
@@ -221,6 +229,7 @@ def _write_site(
     site: _Roles,
     task_file: Path,
     task: Task,
+    *,
     min_count: int,
     compute: ComputeConfig,
 ) -> Path:
@@ -248,7 +257,10 @@ def _write_cases(folder: Path, task: Task, cases: Sequence[CaseFiles]) -> None:
     for case in cases:
         names = [f"images/{case.id}_{modality}.nii.gz" for modality in task.modalities]
         if len(case.images) == len(names):
-            names = [name.removesuffix(".nii.gz") + _suffix(path) for name, path in zip(names, case.images, strict=True)]
+            names = [
+                name.removesuffix(".nii.gz") + _suffix(path)
+                for name, path in zip(names, case.images, strict=True)
+            ]
             for source, name in zip(case.images, names, strict=True):
                 shutil.copyfile(source, folder / name)
         else:  # one 4D file holds all modalities; the csv layout has a file for each

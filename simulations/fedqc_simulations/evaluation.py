@@ -52,7 +52,10 @@ def evaluate(
     """
     judged = judge_test_cases(out, model, seed=seed, compute=compute, progress=progress)
     _write_judged(out / "truth" / "test_scores.csv", judged)
-    return {"qc": qc_figures(judged, model.card.qc.leave_out, seed=seed), "curation": curation_figures(out, sites)}
+    return {
+        "qc": qc_figures(judged, model.card.qc.leave_out, seed=seed),
+        "curation": curation_figures(out, sites),
+    }
 
 
 def judge_test_cases(
@@ -79,7 +82,7 @@ def judge_test_cases(
 
 
 def qc_figures(judged: Sequence[Judged], left_out: Collection[str], *, seed: int) -> dict[str, Any]:
-    """Agreement of predicted and true DSC: over all kinds, those trained on, those not, and each on its own."""
+    """Agreement of predicted and true DSC: all kinds, those trained on, those not, and each on its own."""
     groups = {
         "all": judged,
         "trained": [one for one in judged if one.kind not in left_out],
@@ -100,7 +103,9 @@ def qc_figures(judged: Sequence[Judged], left_out: Collection[str], *, seed: int
                 "mae": float(np.abs(predicted - true).mean()),
                 "auroc_vs_untouched": None
                 if kind == Untouched.kind
-                else auroc(1 - np.array([*predicted, *untouched]), [True] * len(of_kind) + [False] * len(untouched)),
+                else auroc(
+                    1 - np.array([*predicted, *untouched]), [True] * len(of_kind) + [False] * len(untouched)
+                ),
             }
     return {name: _agreement(group, seed, name) for name, group in groups.items()} | {"by_kind": by_kind}
 

@@ -35,7 +35,7 @@ class Spoiled:
 
 
 def habits(names: Sequence[str], n_classes: int) -> dict[str, str]:
-    """The kind of error that is the habit of each site that has one: every second site, the kinds in turn."""
+    """The kind of error that is the habit of each site that has one: the first half, the kinds in turn."""
     kinds = [OverContouring.kind, Shift.kind]
     if n_classes > 1:
         kinds.insert(0, SwappedClasses.kind)
@@ -51,7 +51,9 @@ def habit_params(kind: str, label: NDArray[np.uint8], rng: np.random.Generator) 
     if kind == OverContouring.kind:
         return {"distance": 0.25 * radius(tensor)}
     direction = rng.normal(size=3)
-    return {"voxels": np.rint(direction / np.linalg.norm(direction) * 0.45 * radius(tensor)).astype(int).tolist()}
+    return {
+        "voxels": np.rint(direction / np.linalg.norm(direction) * 0.45 * radius(tensor)).astype(int).tolist()
+    }
 
 
 def choose_spoiled(ids: Sequence[str], share: float, rng: np.random.Generator) -> list[str]:

@@ -1,7 +1,6 @@
 """`fedqc simulate`: a consortium built, run and measured on one machine."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,12 +60,18 @@ def simulate(
         FedQCError: the input cannot be used, or the run failed.
     """
     check_new_folder(out)
+    if "all" in config.sites.expected:
+        raise ConfigError("a site is called 'all', which evaluation.json uses for all of them; rename it")
     task = load_task(config.task)
     get_method(config.qc.method)(task, config.qc)  # what does not fit is said before any work is done
     cases = find_cases(data, task, layout)
-    checked = validate(cases, task, workers=compute.workers, progress=lambda n, of: progress("checking the cases", n, of))
+    checked = validate(
+        cases, task, workers=compute.workers, progress=lambda n, of: progress("checking the cases", n, of)
+    )
     if not checked.usable:
-        raise DataError(f"{data}: none of {len(cases)} cases can be used; the first problem: {checked.problems[0]}")
+        raise DataError(
+            f"{data}: none of {len(cases)} cases can be used; the first problem: {checked.problems[0]}"
+        )
     sites = build_consortium(
         checked.usable,
         task,

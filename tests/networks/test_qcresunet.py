@@ -1,0 +1,132 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedqc.networks.qcresunet import QCOutput, QCResUNet
+
+
+def count(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def published(width: int) -> QCResUNet:
+    with torch.device("meta"):  # sizes are all that is asked for
+        return QCResUNet(in_channels=5, n_outputs=1, width=width, blocks=(3, 4, 6, 3), stem_stride=2)
+
+
+def small(stem_stride: int = 2) -> QCResUNet:
+    torch.manual_seed(0)
+    return QCResUNet(
+        in_channels=3, n_outputs=4, width=4, blocks=(1, 1, 1, 1), stem_stride=stem_stride, dropout=0.3
+    )
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(2, 3, 64, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_published_network_has_the_published_parameters() -> None:
+    network = published(64)
+    assert count(network) == 66_151_042
+    assert count(network.stem, network.layers, network.quality) == 63_557_953
+
+
+def test_the_journal_version_without_its_channel_attention() -> None:
+    assert count(published(32)) == 16_569_666
+
+
+def test_the_encoder_is_a_resnet_34_with_instance_norm() -> None:
+    network = published(64)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    strided = [m for m in network.layers.modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (3, 3, 3)]
+    assert len(strided) == 32  # 2 convolutions in each of 3 + 4 + 6 + 3 blocks; with stem and head 34 layers
+    assert sum(isinstance(module, nn.Dropout3d) for module in network.modules()) == 16
+    assert {m.p for m in network.modules() if isinstance(m, nn.Dropout3d)} == {0.3}
+    assert network.stride == 32
+
+
+@pytest.mark.parametrize(("stem_stride", "stride"), [(2, 32), (1, 16)])
+def test_shapes(stem_stride: int, stride: int, x: Tensor) -> None:
+    network = small(stem_stride=stem_stride)
+    assert network.stride == stride
+    output = network(x)
+    assert output.quality.shape == (2, 4)
+    assert output.error_logits.shape == (2, 64, 32, 32)
+    assert output.corrected is None
+    assert output.quality.isfinite().all()
+    assert output.error_logits.isfinite().all()
+
+
+def gradients(network: QCResUNet, value: Tensor) -> dict[str, bool]:
+    """Whether a gradient of `value` reaches the parameters of each part."""
+    network.zero_grad()
+    value.backward()  # type: ignore[no-untyped-call]
+    parts = dict(network.named_children())
+    parts |= {f"layer {number}": layer for number, layer in enumerate(network.layers, start=1)}
+    return {
+        name: any(p.grad is not None and bool(p.grad.any()) for p in part.parameters())
+        for name, part in parts.items()
+        if any(True for _ in part.parameters())
+    }
+
+
+def test_the_last_layer_feeds_the_quality_only_and_the_decoder_the_error_map_only(x: Tensor) -> None:
+    network = small()
+    output = network(x)
+    of_quality = gradients(network, output.quality.sum())
+    of_errors = gradients(network, network(x).error_logits.square().sum())
+    for shared in ("stem", "layer 1", "layer 2", "layer 3"):
+        assert of_quality[shared]
+        assert of_errors[shared]
+    assert of_quality["layer 4"]
+    assert of_quality["quality"]
+    assert not of_errors["layer 4"]
+    assert not of_errors["quality"]
+    assert of_errors["ups"]
+    assert of_errors["error"]
+    assert not of_quality["ups"]
+    assert not of_quality["error"]
+
+
+def test_samples_of_a_batch_do_not_see_each_other(x: Tensor) -> None:
+    network = small().eval()
+    with torch.inference_mode():
+        together = network(x)
+        alone = [network(one[None]) for one in x]
+    torch.testing.assert_close(together.quality, torch.cat([o.quality for o in alone]), atol=1e-4, rtol=1e-4)
+    maps = torch.cat([o.error_logits for o in alone])
+    torch.testing.assert_close(together.error_logits, maps, atol=1e-4, rtol=1e-4)
+
+
+def test_dropout_acts_in_training_only(x: Tensor) -> None:
+    network = small()
+    with torch.no_grad():
+        assert not torch.equal(network(x).quality, network(x).quality)
+        network.eval()
+        assert torch.equal(network(x).quality, network(x).quality)
+
+
+def test_the_error_map_is_local(x: Tensor) -> None:
+    """The skip of the stem carries fine detail: a change in a corner changes the map there most."""
+    network = small(stem_stride=1).eval()
+    other = x.clone()
+    other[:, :, :8, :8, :8] += 3
+    with torch.inference_mode():
+        change = (network(other).error_logits - network(x).error_logits).abs()
+    assert change[:, :8, :8, :8].mean() > 3 * change[:, 32:, 16:, 16:].mean()
+
+
+def test_the_quality_head_computes_in_fp32_under_mixed_precision(x: Tensor) -> None:
+    network = small().eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        output: QCOutput = network(x)
+        assert network.stem(x).dtype == torch.bfloat16
+    assert output.quality.dtype == torch.float32
+    # Not merely cast back: values of bf16 would be unchanged by rounding them to bf16.
+    assert not torch.equal(output.quality, output.quality.bfloat16().float())
+
+
+def test_the_seed_decides_the_weights() -> None:
+    first, again = small().state_dict(), small().state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)

@@ -1,0 +1,73 @@
+import pytest
+import torch
+from torch import nn
+
+from fedqc.compute import Compute, choose_compute
+from fedqc.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+@pytest.mark.usefixtures("without_cuda")
+@pytest.mark.parametrize(
+    ("features", "dtype"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx512_f": True, "avx512_bf16": False}, torch.float32),
+        ({"neon": True}, torch.float32),
+    ],
+)
+def test_auto_takes_bf16_only_where_the_cpu_computes_in_it(
+    monkeypatch: pytest.MonkeyPatch, features: dict[str, bool], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert choose_compute() == Compute(CPU, dtype)
+    assert choose_compute(precision="fp32") == Compute(CPU, torch.float32)
+    assert choose_compute(precision="bf16") == Compute(CPU, torch.bfloat16)
+
+
+def test_auto_takes_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for is_supported, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, answer=is_supported: answer
+        )
+        assert choose_compute() == Compute(torch.device("cuda"), dtype)
+    assert choose_compute("cuda:1", "fp32").device == torch.device("cuda:1")
+    assert choose_compute("cpu", "fp32").device == CPU
+    with pytest.raises(ConfigError, match=r"'cuda:2'.* 2 CUDA devices"):
+        choose_compute("cuda:2")
+
+
+@pytest.mark.usefixtures("without_cuda")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_that_is_not_there(device: str) -> None:
+    with pytest.raises(ConfigError, match=rf"'{device}'.* 0 CUDA devices; use device = 'auto' or 'cpu'"):
+        choose_compute(device)
+
+
+def test_autocast_computes_in_the_chosen_precision() -> None:
+    layer, x = nn.Linear(4, 4), torch.zeros(1, 4)
+    with Compute(CPU, torch.float32).autocast():
+        assert layer(x).dtype == torch.float32
+    with Compute(CPU, torch.bfloat16).autocast():
+        assert layer(x).dtype == torch.bfloat16
+    assert layer(x).dtype == torch.float32
+
+
+def test_place_lays_weights_out_for_3d_convolutions_and_changes_no_value() -> None:
+    layer = nn.Conv3d(2, 3, 3)
+    before = layer.weight.detach().clone()
+    placed = Compute(CPU, torch.float32).place(layer)
+    weight = next(placed.parameters())
+    assert weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert not weight.is_contiguous()
+    assert torch.equal(weight, before)

@@ -1,0 +1,245 @@
+import hashlib
+import json
+import os
+import pickle
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from fedqc.config import QCConfig
+from fedqc.errors import ConfigError, ModelError
+from fedqc.methods.base import get_method
+from fedqc.model import CARD, WEIGHTS, ModelCard, load_model, save_model
+from fedqc.task import Task
+
+
+@pytest.fixture
+def task() -> Task:
+    return Task(
+        name="blobs",
+        modalities=("T1",),
+        classes={"core": (1,), "rim": (2,)},
+        regions={"core": ("core",), "whole": ("core", "rim")},
+        spacing=(1.0, 1.0, 1.0),
+        size=(16, 16, 16),
+    )
+
+
+@pytest.fixture
+def card(task: Task) -> ModelCard:
+    return ModelCard(
+        task=task,
+        qc=QCConfig(leave_out=("shift",)),
+        federation="north",
+        seed=5,
+        rounds=3,
+        samples=960,
+        sites=("a", "b"),
+    )
+
+
+@pytest.fixture
+def state(task: Task) -> dict[str, Tensor]:
+    """Weights that `build` of the card's seed does not give."""
+    network = get_method("qcresunet")(task, QCConfig()).build(1)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return dict(network.state_dict())
+
+
+@pytest.fixture
+def name(state: dict[str, Tensor]) -> str:
+    """One of the weights, a matrix or more."""
+    return next(name for name, tensor in state.items() if tensor.ndim > 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, state: dict[str, Tensor], card: ModelCard) -> Path:
+    save_model(tmp_path / "models" / "qc", state, card)
+    return tmp_path / "models" / "qc"
+
+
+def test_a_model_comes_back_as_it_was_saved(
+    folder: Path, state: dict[str, Tensor], card: ModelCard, task: Task
+) -> None:
+    model = load_model(folder, task)
+    assert model.card == card
+    assert (model.method.name, model.method.task, model.method.config) == ("qcresunet", task, card.qc)
+    loaded = model.network.state_dict()
+    assert list(loaded) == list(state)
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+    assert model.sha256 == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    assert {path.name for path in folder.parent.rglob("*")} == {"qc", WEIGHTS, CARD}  # nothing left aside
+
+
+def test_saving_returns_the_hash_of_the_weights_and_replaces_an_older_model(
+    folder: Path, state: dict[str, Tensor], card: ModelCard, name: str
+) -> None:
+    (folder / "old").touch()
+    other = {name: tensor * 2 for name, tensor in state.items()}
+    sha256 = save_model(folder, other, card.model_copy(update={"rounds": 4}))
+    model = load_model(folder)
+    assert (model.sha256, model.card.rounds) == (sha256, 4)
+    assert torch.equal(model.network.state_dict()[name], other[name])
+    assert not (folder / "old").exists()
+
+
+def test_a_model_that_cannot_be_written_leaves_the_older_one(
+    folder: Path, state: dict[str, Tensor], card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    before = load_model(folder).sha256
+    other = {name: tensor * 2 for name, tensor in state.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space"):
+            save_model(folder, other, card)
+    assert load_model(folder).sha256 == before
+    assert os.listdir(folder.parent) == ["qc"]  # noqa: PTH208
+
+
+def test_a_card_is_json_that_people_can_read(folder: Path) -> None:
+    card = json.loads((folder / CARD).read_text())
+    assert (card["format"], card["federation"], card["sites"]) == (1, "north", ["a", "b"])
+    assert card["task"]["classes"] == {"core": [1], "rim": [2]}
+
+
+# ------------------------------------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "others"},
+        {"spacing": (1.0, 1.0, 2.0)},
+        {"classes": {"core": (1,), "rim": (3,)}},
+        {"classes": {"rim": (2,), "core": (1,)}},  # equal as dictionaries, but other class indices
+        {"regions": {"whole": ("core", "rim"), "core": ("core",)}},
+    ],
+)
+def test_a_model_of_another_task(folder: Path, task: Task, change: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match=r"model of task 'blobs' .*, not '(blobs|others)'"):
+        load_model(folder, task.model_copy(update=change))
+    load_model(folder, task.model_copy(update={"description": "in other words"}))
+
+
+def test_a_folder_without_a_model(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"nowhere: not a model: .* holds weights.safetensors and card.json"):
+        load_model(tmp_path / "nowhere")
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(ModelError, match="not a model: No such file"):
+        load_model(folder)
+
+
+def header(dtype: str, shape: list[int], size: int) -> bytes:
+    text = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not safetensors",
+        struct.pack("<Q", 2**60) + b"{}",
+        header("F32", [2**62, 8], 4),
+        header("F4", [2], 1),  # a type of the format that torch does not have
+        header("F32", [1], 4)[:-2],
+    ],
+)
+def test_weights_that_are_no_safetensors_file(folder: Path, content: bytes) -> None:
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(ModelError, match=r"weights\.safetensors: not a safetensors file: .*copy it again"):
+        load_model(folder)
+
+
+def test_a_damaged_copy_of_the_weights(folder: Path) -> None:
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ModelError, match="not a safetensors file"):
+        load_model(folder)
+
+
+class Bomb:
+    """What a pickle runs when it is opened."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, CARD])
+def test_nothing_is_ever_unpickled(folder: Path, tmp_path: Path, file: str) -> None:
+    marker = tmp_path / "exploded"
+    torch.save(Bomb(marker), tmp_path / "bomb.pt")
+    bomb = pickle.dumps(Bomb(marker))
+    for content in ((tmp_path / "bomb.pt").read_bytes(), bomb):
+        (folder / file).write_bytes(content)
+        with pytest.raises(ModelError, match=re.escape(file)):
+            load_model(folder)
+        assert not marker.exists()
+    pickle.loads(bomb)  # noqa: S301 - it would have worked
+    assert marker.exists()
+
+
+def test_weights_that_do_not_fit(folder: Path, state: dict[str, Tensor], name: str) -> None:
+    shape = tuple(state[name].shape)
+    less = {other: tensor for other, tensor in state.items() if other != name}
+    for changed, found in (
+        (less, f"{name} is missing, expected {shape}"),
+        (state | {"extra": torch.zeros(2)}, "extra is (2,), expected nothing of that name"),
+        (state | {name: state[name].flatten()}, f"{name} is ({state[name].numel()},), expected {shape}"),
+        (state | {name: state[name] * torch.nan}, f"{name} holds numbers that are not finite"),
+    ):
+        (folder / WEIGHTS).write_bytes(
+            save({other: tensor.contiguous() for other, tensor in changed.items()})
+        )
+        with pytest.raises(ModelError, match=rf"weights\.safetensors: .*{re.escape(found)}"):
+            load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("{", "not a model card"),
+        ("[" * 100_000, "not a model card"),
+        ("[]", "no model card"),
+        ("{}", "key 'task' is missing"),
+    ],
+)
+def test_a_broken_card(folder: Path, content: str, found: str) -> None:
+    (folder / CARD).write_text(content)
+    with pytest.raises(ModelError, match=rf"card\.json: .*{found}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"format": 2}, r"format: .*found 2"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"seed": "x"}, "seed"),
+    ],
+)
+def test_a_card_of_another_version(folder: Path, change: dict[str, Any], found: str) -> None:
+    card = json.loads((folder / CARD).read_text()) | change
+    (folder / CARD).write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=rf"card\.json: .*{found}.*no model card of this version"):
+        load_model(folder)
+
+
+def test_a_method_that_is_not_installed(folder: Path) -> None:
+    card = json.loads((folder / CARD).read_text())
+    card["qc"]["method"] = "oracle"
+    (folder / CARD).write_text(json.dumps(card))
+    with pytest.raises(ConfigError, match=r"'oracle' is unknown; installed: .*qcresunet"):
+        load_model(folder)
