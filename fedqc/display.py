@@ -61,6 +61,9 @@ class Display:
                     self.say(f"phase {event['phase']}")
             case "round-started":
                 self.progress("training the QC model, rounds", event["round"] - 1, event["rounds"])
+            case "update-accepted" if self.console.is_terminal:
+                note = f"{event['site']} is done"
+                self.progress("training the QC model, rounds", event["round"] - 1, event["rounds"], note)
             case "round-finished":
                 loss = "" if event.get("loss") is None else f"loss {event['loss']:.3f}"
                 self.progress("training the QC model, rounds", event["round"], event["rounds"], loss)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
 from fedqc_simulations.consortium import read_candidates
 from safetensors.torch import load_file
 
+from fedqc.cases.volumes import read_volume
 from fedqc.curation.manifest import read_manifest
 from fedqc.degradation.samples import ALL_KINDS
 
@@ -55,8 +55,8 @@ def test_run_folder_holds_what_the_docs_promise(simulate: Callable[..., Path]) -
         assert [row["id"] for row in rows] == [entry.id for entry in manifest.entries]
         assert set(rows[0]) == {"id", "patient", "quality", "front", "back", "decision", "reason"}
         for entry in manifest.entries:
-            error_map = nibabel.load(folder / "error_maps" / f"{entry.id}.nii.gz")
-            assert error_map.shape == (18, 18, 18)
+            error_map = read_volume(folder / "error_maps" / f"{entry.id}.nii.gz")
+            assert error_map.data.shape == (18, 18, 18)
 
 
 def test_evaluation_counts_what_was_there(simulate: Callable[..., Path]) -> None:

@@ -1,0 +1,140 @@
+"""How fast QC samples are made and the QC network runs, beside MONAI and beside plain fp32.
+
+    python -m fedqc_simulations.benchmarks.qc_speed [--repeats 7] [--threads 2]
+
+Everything is timed in turn (A B A B ...) and medians are compared, so that a machine's drift does not decide.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import torch
+from monai.transforms.compose import Compose
+from monai.transforms.spatial.array import Rand3DElastic, RandAffine
+
+from fedqc.cases.volumes import Case
+from fedqc.compute import Compute, choose_compute
+from fedqc.config import QCConfig
+from fedqc.degradation.samples import LabelFactory
+from fedqc.methods.qcresunet import QCResUNetMethod
+from fedqc.task import load_task
+
+LABELS = 32
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    task = load_task("msd-hippocampus")
+    method = QCResUNetMethod(task, QCConfig())
+    rng = np.random.default_rng(0)
+    cases = [_case(rng, task.size) for _ in range(8)]
+
+    compare(
+        "SegGen labels",
+        _seggen(cases, rng),
+        "MONAI RandAffine + Rand3DElastic",
+        _monai(cases),
+        options.repeats,
+    )
+    fast, plain = choose_compute(), Compute(torch.device("cpu"), torch.float32)
+    name = f"{fast.dtype} on {fast.device}".removeprefix("torch.")
+    compare(
+        f"training step, {name}",
+        _step(method, cases, fast),
+        "fp32 on cpu",
+        _step(method, cases, plain),
+        options.repeats,
+    )
+    compare(
+        f"scoring 8 cases, {name}",
+        _score(method, cases, fast),
+        "fp32 on cpu",
+        _score(method, cases, plain),
+        options.repeats,
+    )
+
+
+def compare(what: str, ours: Callable[[], None], peer: str, theirs: Callable[[], None], repeats: int) -> None:
+    """Time two functions in turn and print the ratio of their medians."""
+    ours()
+    theirs()
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for function, times in zip((ours, theirs), seconds, strict=True):
+            begin = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - begin)
+    mine, other = median(seconds[0]), median(seconds[1])
+    print(f"{what}: {mine * 1e3:.1f} ms; {peer}: {other * 1e3:.1f} ms; {other / mine:.1f} times as fast")
+
+
+def _case(rng: np.random.Generator, size: tuple[int, int, int]) -> Case:
+    """Noise with two half ellipsoids in its middle."""
+    grid = np.indices(size) - (np.array(size) / 2 + rng.uniform(-2, 2, 3)).reshape(3, 1, 1, 1)
+    inside = ((grid / (np.array(size) / 5).reshape(3, 1, 1, 1)) ** 2).sum(axis=0) <= 1
+    label = np.where(inside, np.where(grid[1] > 0, 1, 2), 0).astype(np.uint8)
+    image = (rng.normal(size=size) + label).astype(np.float32)[None]
+    return Case("case", "patient", image, label, np.eye(4), size, np.eye(4))
+
+
+def _seggen(cases: list[Case], rng: np.random.Generator) -> Callable[[], None]:
+    factory = LabelFactory([case.label for case in cases], ((1,), (2,)), ["seggen"])
+
+    def run() -> None:
+        recipes = [factory.draw(rng, index % len(cases), "seggen") for index in range(LABELS)]
+        factory.make([recipe for recipe in recipes if recipe is not None])
+
+    return run
+
+
+def _monai(cases: list[Case]) -> Callable[[], None]:
+    transform = Compose(
+        [
+            RandAffine(
+                0.5, [0.26] * 3, None, [5, 6, 5], [(-0.15, 0.25)] * 3, mode="nearest", padding_mode="zeros"
+            ),
+            Rand3DElastic((5, 7), (0, 5), 0.5, mode="nearest", padding_mode="zeros"),
+        ]
+    )
+
+    def run() -> None:
+        for index in range(LABELS):
+            transform(cases[index % len(cases)].label[None].astype(np.float32))
+
+    return run
+
+
+def _step(method: QCResUNetMethod, cases: list[Case], compute: Compute) -> Callable[[], None]:
+    network = compute.place(method.build(0))
+    (batch,) = method.batches(cases, np.random.default_rng(0), 1, 8, compute.device)
+
+    def run() -> None:
+        with compute.autocast():
+            parts = method.losses(network, batch)
+        torch.stack([part.float() for part in parts.values()]).sum().backward()  # type: ignore[no-untyped-call]
+
+    return run
+
+
+def _score(method: QCResUNetMethod, cases: list[Case], compute: Compute) -> Callable[[], None]:
+    network = method.build(0)
+
+    def run() -> None:
+        for _ in method.score(network, cases, compute):
+            pass
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
