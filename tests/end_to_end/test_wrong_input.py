@@ -139,7 +139,7 @@ def spoil_files(data: Path) -> dict[str, str]:
     return {
         "imagesTr/case_00.nii.gz": "it is no NIfTI file",
         "imagesTr/case_01.nii.gz": "its compressed data end too early",
-        "labelsTr/case_02.nii.gz": "shape (9, 18, 18)",
+        "labelsTr/case_02.nii.gz": "shape 9x18x18, expected 18x18x18",
         "labelsTr/case_03.nii.gz": "0.5",
         "labelsTr/case_04.nii.gz": "",
     }

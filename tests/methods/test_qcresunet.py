@@ -278,3 +278,20 @@ def test_no_case_is_read_before_its_batch(method: QCResUNetMethod, cases: list[C
     assert len(read) == 2
     assert len(list(scores)) == 4
     assert list(method.score(method.build(0), [], FP32)) == []
+
+
+def test_no_bf16_training_where_the_deepest_layer_is_two_voxels_thin(task: Task, cases: list[Case]) -> None:
+    # 16 voxels through a stride of 8: docs/decisions/0009.
+    method = QCResUNetMethod(task, QCConfig())
+    bf16, weights = method.build(0), trained(method, cases)
+
+    method.train_round(bf16, cases, PLAN, Compute(torch.device("cpu"), torch.bfloat16))
+
+    assert same(bf16, weights)
+
+
+def test_unknown_kinds_to_leave_out_are_refused(task: Task) -> None:
+    with pytest.raises(
+        ConfigError, match=r"qc\.leave_out names shfit; kinds of label error are untouched, seggen"
+    ):
+        QCResUNetMethod(task, QCConfig(leave_out=("shfit",)))
