@@ -134,7 +134,10 @@ def simulate(
     for problem in result.problems:
         console.print(f"left out: {problem}", highlight=False, markup=False, soft_wrap=True)
     _print_figures(console, result.evaluation)
-    console.print(f"done in {(time.monotonic() - begin) / 60:.1f} minutes; results: {out}", highlight=False)
+    minutes = (time.monotonic() - begin) / 60
+    console.print(
+        f"done in {minutes:.1f} minutes; see {out / 'evaluation.svg'}", highlight=False, soft_wrap=True
+    )
 
 
 def _simulated_federation(

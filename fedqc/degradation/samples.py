@@ -22,7 +22,9 @@ from fedqc.task import Task
 
 ALL_KINDS: tuple[str, ...] = (Untouched.kind, SegGen.kind, *ANNOTATOR_KINDS)
 CHUNK = 32
-"""Labels degraded at a time; bounds the memory."""
+"""Samples made at a time."""
+VOXELS_AT_ONCE = 2**23
+"""Voxels degraded at a time: a deformation needs some 100 bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Degraded:
     def chosen(self, indices: NDArray[np.intp]) -> "Degraded":
         """The samples at `indices`, in that order; one may occur several times."""
         recipes = tuple(self.recipes[index] for index in indices)
-        where = torch.from_numpy(indices)
+        where = torch.from_numpy(indices).to(self.label.device)
         return Degraded(recipes, self.label[where], self.dsc[where], self.present[where], self.mean[where])
 
     def joined(self, other: "Degraded") -> "Degraded":
@@ -94,6 +96,7 @@ class LabelFactory:
         references: `[X, Y, Z]` uint8 class indices, all of one size.
         regions: Class indices of each region, see `Task.region_indices`.
         kinds: The kinds of error to make.
+        device: Where labels are degraded and end up; the result is the same everywhere.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class LabelFactory:
         references: Sequence[NDArray[np.uint8]],
         regions: Sequence[Sequence[int]],
         kinds: Sequence[str] = ALL_KINDS,
+        device: torch.device | None = None,
     ) -> None:
         unknown = [kind for kind in kinds if kind not in ALL_KINDS]
         if unknown:
@@ -109,6 +113,7 @@ class LabelFactory:
             )
         self.references = _Labels(references)
         self.regions = regions
+        self.device = device
         known: dict[str, Degradation] = {Untouched.kind: Untouched(), SegGen.kind: SegGen()}
         known |= annotator_errors(self.references)
         self.degradations: Mapping[str, Degradation] = {kind: known[kind] for kind in kinds}
@@ -122,13 +127,14 @@ class LabelFactory:
 
     def make(self, recipes: Sequence[Recipe]) -> Degraded:
         """Apply recipes, all labels of one kind at once."""
-        reference = self.references.stack([recipe.case for recipe in recipes])
+        reference = self.references.stack([recipe.case for recipe in recipes]).to(self.device)
+        at_once = max(1, VOXELS_AT_ONCE // reference[0].numel()) if recipes else 1
         result = torch.empty_like(reference)
         order = sorted(range(len(recipes)), key=lambda index: recipes[index].kind)
         for kind, members in groupby(order, key=lambda index: recipes[index].kind):
             indices = list(members)
-            for start in range(0, len(indices), CHUNK):
-                part = indices[start : start + CHUNK]
+            for start in range(0, len(indices), at_once):
+                part = indices[start : start + at_once]
                 params = [recipes[index].params for index in part]
                 result[part] = self.degradations[kind].apply(reference[part], params)
         truth = overlap(result, reference, self.regions)
@@ -196,7 +202,7 @@ class SamplePool:
         made = self.factory.make(recipes)
         if self.balance == "none":
             return made
-        dsc = made.mean.numpy()
+        dsc = made.mean.cpu().numpy()
         if self.balance == "quantile":
             return made.chosen(quantile_balance(dsc, count, rng))
         return made.chosen(np.resize(histogram_balance(dsc, rng), count))

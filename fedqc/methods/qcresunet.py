@@ -122,7 +122,7 @@ class QCResUNetMethod(Method):
         device: torch.device,
     ) -> Iterator[QCBatch]:
         """Augmented QC samples, made chunk by chunk; images are read when their batch is made."""
-        factory = LabelFactory([case.label for case in cases], self.regions, self.kinds)
+        factory = LabelFactory([case.label for case in cases], self.regions, self.kinds, device)
         pool = SamplePool(factory, self.config.samples, self.config.balance)
         samples = (
             (cases[recipe.case], label)

@@ -14,6 +14,7 @@ from fedqc.cases.cache import CaseCache
 from fedqc.cases.layouts import find_cases
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
+from fedqc.config import CurationConfig
 from fedqc.curation.manifest import read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.base import Untouched
@@ -22,7 +23,8 @@ from fedqc.metrics.agreement import agreement
 from fedqc.metrics.filtering import auroc, filtering
 from fedqc.model import StoredModel
 from fedqc.seeding import generator
-from fedqc_simulations.consortium import Candidate, Progress, read_candidates
+from fedqc_simulations.consortium import Progress, read_candidates
+from fedqc_simulations.figures import draw_evaluation
 
 
 @dataclass(frozen=True)
@@ -37,25 +39,53 @@ class Judged:
     """DSC of the predicted and the true error map; None where the label has no error."""
 
 
+@dataclass(frozen=True)
+class Curated:
+    """One candidate, what its site decided, and the truth."""
+
+    site: str
+    kind: str
+    """Kind of error, or `untouched`."""
+    true_dsc: float
+    predicted_dsc: float
+    dropped: bool
+    """Review counts as dropped."""
+
+
 def evaluate(
-    out: Path, model: StoredModel, sites: Sequence[str], *, seed: int, compute: Compute, progress: Progress
+    out: Path,
+    model: StoredModel,
+    sites: Sequence[str],
+    curation: CurationConfig,
+    *,
+    seed: int,
+    compute: Compute,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """All figures of a finished simulation.
+    """All figures of a finished simulation; `evaluation.svg` shows them.
 
     Args:
         out: The run's folder.
         model: The federation's QC model.
         sites: Names of the sites.
+        curation: The rule that the sites followed.
         seed: Of the run.
         compute: Where the test cases are scored.
         progress: Told what is being done.
     """
     judged = judge_test_cases(out, model, seed=seed, compute=compute, progress=progress)
     _write_judged(out / "truth" / "test_scores.csv", judged)
-    return {
-        "qc": qc_figures(judged, model.card.qc.leave_out, seed=seed),
-        "curation": curation_figures(out, sites),
-    }
+    curated = read_curated(out, sites)
+    left_out, tau = model.card.qc.leave_out, curation.threshold
+    draw_evaluation(
+        out / "evaluation.svg",
+        trained=[(one.true_dsc, one.predicted_dsc) for one in judged if one.kind not in left_out],
+        unseen=[(one.true_dsc, one.predicted_dsc) for one in judged if one.kind in left_out],
+        kept=[(one.true_dsc, one.predicted_dsc) for one in curated if not one.dropped],
+        dropped=[(one.true_dsc, one.predicted_dsc) for one in curated if one.dropped],
+        tau=tau,
+    )
+    return {"qc": qc_figures(judged, left_out, seed=seed), "curation": curation_figures(curated, tau)}
 
 
 def judge_test_cases(
@@ -110,23 +140,24 @@ def qc_figures(judged: Sequence[Judged], left_out: Collection[str], *, seed: int
     return {name: _agreement(group, seed, name) for name, group in groups.items()} | {"by_kind": by_kind}
 
 
-def curation_figures(out: Path, sites: Sequence[str]) -> dict[str, Any]:
-    """What dropping did to the candidates, over all sites and at each."""
+def read_curated(out: Path, sites: Sequence[str]) -> list[Curated]:
+    """What each site decided, beside the truth; a site that fell out of the run has decided nothing."""
     truth = {(one.site, one.id): one for one in read_candidates(out)}
-    rows: dict[str, list[tuple[Candidate, float, bool]]] = {}
-    tau = 0.0
+    curated = []
     for site in sites:
         path = out / "sites" / site / "manifest.json"
-        if not path.is_file():  # the site fell out of the run; its reason is in events.jsonl
-            continue
-        manifest = read_manifest(path)
-        tau = manifest.rule.threshold
-        rows[site] = [
-            (truth[site, entry.id], entry.quality, entry.decision is not Outcome.KEEP)
-            for entry in manifest.entries
-        ]
-    everyone = [row for site in rows.values() for row in site]
-    return {name: _filtering(group, tau) for name, group in {"all": everyone, **rows}.items()}
+        for entry in read_manifest(path).entries if path.is_file() else ():
+            candidate = truth[site, entry.id]
+            dropped = entry.decision is not Outcome.KEEP
+            curated.append(Curated(site, candidate.kind, candidate.dsc, entry.quality, dropped))
+    return curated
+
+
+def curation_figures(curated: Sequence[Curated], tau: float) -> dict[str, Any]:
+    """What dropping did to the candidates, over all sites and at each."""
+    sites = dict.fromkeys(one.site for one in curated)
+    groups = {"all": curated} | {site: [one for one in curated if one.site == site] for site in sites}
+    return {name: _filtering(group, tau) for name, group in groups.items()}
 
 
 def _agreement(judged: Sequence[Judged], seed: int, name: str) -> dict[str, Any]:
@@ -140,14 +171,14 @@ def _agreement(judged: Sequence[Judged], seed: int, name: str) -> dict[str, Any]
     return {**asdict(figures), "dsc_err_median": float(np.median(error_dsc)) if error_dsc else None}
 
 
-def _filtering(rows: Sequence[tuple[Candidate, float, bool]], tau: float) -> dict[str, Any]:
+def _filtering(curated: Sequence[Curated], tau: float) -> dict[str, Any]:
     figures = filtering(
-        [quality for _, quality, _ in rows],
-        [candidate.dsc for candidate, _, _ in rows],
-        np.array([dropped for _, _, dropped in rows], dtype=bool),
+        [one.predicted_dsc for one in curated],
+        [one.true_dsc for one in curated],
+        np.array([one.dropped for one in curated], dtype=bool),
         tau,
     )
-    return {**asdict(figures), "n_spoiled": sum(candidate.kind != Untouched.kind for candidate, _, _ in rows)}
+    return {**asdict(figures), "n_spoiled": sum(one.kind != Untouched.kind for one in curated)}
 
 
 def _error_dsc(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:

@@ -90,6 +90,7 @@ def simulate(
         out,
         load_model(out / "models" / "qc"),
         config.sites.expected,
+        config.curation,
         seed=seed,
         compute=choose_compute(compute.device, compute.precision),
         progress=progress,

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -75,6 +76,7 @@ def test_evaluation_counts_what_was_there(simulate: Callable[..., Path]) -> None
     assert everyone["n_candidates"] == len(candidates)
     assert everyone["n_spoiled"] == sum(candidate.kind != "untouched" for candidate in candidates) > 0
     assert everyone["n_failures"] == sum(candidate.dsc < 0.75 for candidate in candidates)
+    assert ElementTree.parse(out / "evaluation.svg").getroot().tag.endswith("svg")
     sites = [figures["curation"][name]["n_candidates"] for name in ("hospital-1", "hospital-2")]
     assert sum(sites) == len(candidates)
 

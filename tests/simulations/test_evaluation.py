@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 import torch
 from fedqc_simulations.consortium import build_consortium
-from fedqc_simulations.evaluation import Judged, curation_figures, evaluate, judge_test_cases, qc_figures
+from fedqc_simulations.evaluation import (
+    Judged,
+    curation_figures,
+    evaluate,
+    judge_test_cases,
+    qc_figures,
+    read_curated,
+)
 from torch import nn
 
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.config import ComputeConfig, QCConfig
+from fedqc.config import ComputeConfig, CurationConfig, QCConfig
 from fedqc.curation.manifest import Entry, InputFile, Manifest, UsedModel, UsedRule, write_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
@@ -196,7 +203,9 @@ def test_every_test_case_is_judged_with_every_kind(consortium: Path, model: Stor
 
 def test_evaluate_writes_what_was_judged(consortium: Path, model: StoredModel) -> None:
     write_manifest(consortium / "sites" / "hospital-1" / "manifest.json", manifest("hospital-1", []))
-    figures = evaluate(consortium, model, ["hospital-1"], seed=0, compute=FP32, progress=lambda *_: None)
+    figures = evaluate(
+        consortium, model, ["hospital-1"], CurationConfig(), seed=0, compute=FP32, progress=lambda *_: None
+    )
     with (consortium / "truth" / "test_scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == figures["qc"]["all"]["n"]
@@ -230,7 +239,7 @@ def test_curation_by_hand(tmp_path: Path) -> None:
         write_manifest(
             tmp_path / "sites" / site / "manifest.json", manifest(site, [entry(*row) for row in rows])
         )
-    figures = curation_figures(tmp_path, ["a", "b", "c"])  # c fell out of the run
+    figures = curation_figures(read_curated(tmp_path, ["a", "b", "c"]), 0.75)  # c fell out of the run
     assert list(figures) == ["all", "a", "b"]
     assert figures["a"] == {
         "tau": 0.75,
