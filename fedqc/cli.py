@@ -201,9 +201,9 @@ def _print_figures(console: "Console", evaluation: dict[str, Any]) -> None:
         qc.add_row(label, str(one["n"]), interval, _number(one["mae"]), _number(one["dsc_err_median"]))
     console.print(qc)
     tau = evaluation["curation"]["all"]["tau"]
-    title = f"Curation of the candidates (failure: true DSC under {tau:g}; last two columns: mean true DSC)"
+    title = f"Curation of the candidates (failure: true DSC under {tau:g})"
     curation = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    columns = ("site", "n", "failures", "dropped", "precision", "recall", "AUROC", "before", "after")
+    columns = ("site", "n", "failures", "dropped", "precision", "recall", "AUROC", "DSC before", "after")
     for column in columns:
         curation.add_column(column, justify="left" if column == "site" else "right")
     for name, one in evaluation["curation"].items():
