@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedqc.geometry import rotation, sampling_grid, source_positions
+
 
 def augment(rng: np.random.Generator, image: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
     """Augment a batch; image and labels of one sample go through the same spatial transform.
@@ -19,28 +21,22 @@ def augment(rng: np.random.Generator, image: Tensor, *labels: Tensor) -> tuple[T
     Returns:
         New image and labels, same shapes and types.
     """
-    theta = torch.stack([_matrix(rng, image.shape[2:]) for _ in range(len(image))]).to(image.device)
-    grid = F.affine_grid(theta, [len(image), 1, *image.shape[2:]], align_corners=False)
+    matrices = torch.stack([_matrix(rng) for _ in range(len(image))]).to(image.device)
+    unmoved = torch.zeros((len(image), 3), device=image.device)
+    shape = image.shape[2:]
+    grid = sampling_grid(source_positions(matrices, unmoved, shape), shape)
     moved = F.grid_sample(image, grid, mode="bilinear", align_corners=False)
     stacked = torch.stack(labels, dim=1).float()
     moved_labels = F.grid_sample(stacked, grid, mode="nearest", align_corners=False).to(labels[0].dtype)
     return _intensities(rng, moved), *moved_labels.unbind(dim=1)
 
 
-def _matrix(rng: np.random.Generator, shape: torch.Size) -> Tensor:
-    """A `[3, 4]` matrix for `affine_grid`: rotation to 15 degrees, scale 0.85 to 1.18, left-right mirror."""
+def _matrix(rng: np.random.Generator) -> Tensor:
+    """`[3, 3]`: rotation up to 15 degrees about each axis, scale 0.85 to 1.18, left-right mirror."""
     angles = rng.uniform(-15, 15, 3) * (rng.random() < 0.7)
     scale = math.exp(rng.uniform(-0.16, 0.16)) if rng.random() < 0.7 else 1.0
-    mirror = [-1.0 if rng.random() < 0.5 else 1.0, 1.0, 1.0]
-    a, b, c = np.radians(angles)
-    x = np.array([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
-    y = np.array([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
-    z = np.array([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
-    matrix = (z @ y @ x @ np.diag(mirror)) * scale
-    # affine_grid works in (z, y, x) and in units of half the volume, which differ from axis to axis.
-    half = np.array(shape[::-1], dtype=float)
-    matrix = matrix[::-1, ::-1] * half[None, :] / half[:, None]
-    return torch.tensor(np.concatenate([matrix, np.zeros((3, 1))], axis=1), dtype=torch.float32)
+    mirror = -1.0 if rng.random() < 0.5 else 1.0
+    return rotation(angles.tolist()) * scale * torch.tensor([mirror, 1.0, 1.0])
 
 
 def _intensities(rng: np.random.Generator, image: Tensor) -> Tensor:

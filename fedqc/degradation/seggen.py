@@ -1,6 +1,5 @@
 """SegGen: random rotation, scaling, translation and elastic deformation of a label (Qiu et al. 2023, 3.1)."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedqc.degradation.base import Degradation, Params, draw_seed, smooth_field
+from fedqc.geometry import rotation, sampling_grid, source_positions
 
 PUBLISHED_SIZE = (160, 192, 160)
 """Voxels of the volumes for which the paper states translation and displacement."""
@@ -41,12 +41,11 @@ class SegGen(Degradation):
         """Sample the labels at the transformed voxel positions, nearest neighbour, background outside."""
         shape = labels.shape[1:]
         device = labels.device
-        matrices = torch.stack([_backward_matrix(p) for p in params]).to(device)
+        # From output to source: the inverse of rotation and scale.
+        matrices = torch.stack([rotation(p["rotation"]).T / float(p["scale"]) for p in params]).to(device)
         shift = torch.tensor([p["translation"] for p in params], dtype=torch.float32, device=device)
         size = torch.tensor([p["displacement"] for p in params], dtype=torch.float32, device=device)
-        axes = [torch.arange(n, dtype=torch.float32, device=device) - (n - 1) / 2 for n in shape]
-        grid = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # [3, X, Y, Z], from the centre
-        source = torch.einsum("nij,nj...->ni...", matrices, grid[None] - shift[:, :, None, None, None])
+        source = source_positions(matrices, shift, shape)
         field = smooth_field([int(p["seed"]) for p in params], 3, CONTROL_POINTS, shape, device)
         source = source + field * size[:, :, None, None, None]
         return sample_nearest(labels, source)
@@ -59,17 +58,7 @@ def sample_nearest(labels: Tensor, source: Tensor) -> Tensor:
         labels: `[N, X, Y, Z]` uint8.
         source: `[N, 3, X, Y, Z]` positions in voxels from the volume's centre.
     """
-    half = torch.tensor([n / 2 for n in labels.shape[1:]], device=labels.device)
-    # grid_sample wants (z, y, x) in [-1, 1], where -1 and 1 are the outer edges of the outer voxels.
-    positions = (source / half[None, :, None, None, None]).flip(1).permute(0, 2, 3, 4, 1)
-    sampled = F.grid_sample(labels[:, None].float(), positions, mode="nearest", align_corners=False)
+    sampled = F.grid_sample(
+        labels[:, None].float(), sampling_grid(source, labels.shape[1:]), mode="nearest", align_corners=False
+    )
     return sampled[:, 0].to(labels.dtype)
-
-
-def _backward_matrix(params: Params) -> Tensor:
-    """The `[3, 3]` matrix that takes an output position to its source: rotation and scale, inverted."""
-    a, b, c = (math.radians(angle) for angle in params["rotation"])
-    x = torch.tensor([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
-    y = torch.tensor([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
-    z = torch.tensor([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
-    return (z @ y @ x).T / float(params["scale"])

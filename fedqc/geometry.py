@@ -1,0 +1,56 @@
+"""Where voxels go under rotations and scalings.
+
+Positions are computed element by element, never by a matrix product: its last bits depend on the number of
+threads, and a label voxel that lies half-way between two others would then change its class.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def rotation(degrees: Sequence[float]) -> Tensor:
+    """The `[3, 3]` matrix that rotates about x, then y, then z by angles in degrees."""
+    a, b, c = (math.radians(angle) for angle in degrees)
+    x = torch.tensor([[1, 0, 0], [0, math.cos(a), -math.sin(a)], [0, math.sin(a), math.cos(a)]])
+    y = torch.tensor([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
+    z = torch.tensor([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
+    return z @ y @ x
+
+
+def source_positions(matrices: Tensor, shifts: Tensor, shape: Sequence[int]) -> Tensor:
+    """Where each output voxel comes from: `matrix @ (position - shift)`.
+
+    Args:
+        matrices: `[N, 3, 3]`, from output to source.
+        shifts: `[N, 3]` in voxels.
+        shape: `X, Y, Z` of the volume.
+
+    Returns:
+        `[N, 3, X, Y, Z]` positions in voxels from the volume's centre, float32.
+    """
+    moved = []
+    for axis, length in enumerate(shape):
+        positions = torch.arange(length, dtype=torch.float32, device=matrices.device) - (length - 1) / 2
+        sides = [-1 if other == axis else 1 for other in range(3)]
+        moved.append(positions.reshape(1, *sides) - shifts[:, axis, None, None, None])
+    rows = matrices[:, :, :, None, None, None].unbind(dim=1)
+    return torch.stack(
+        [row[:, 0] * moved[0] + row[:, 1] * moved[1] + row[:, 2] * moved[2] for row in rows], dim=1
+    )
+
+
+def sampling_grid(source: Tensor, shape: Sequence[int]) -> Tensor:
+    """Positions as `grid_sample` (with `align_corners=False`) wants them.
+
+    Args:
+        source: `[N, 3, X, Y, Z]` in voxels from the centre of the volume to sample.
+        shape: Of that volume.
+
+    Returns:
+        `[N, X, Y, Z, 3]`, in the order z, y, x; -1 and 1 are the outer edges of the outer voxels.
+    """
+    half = torch.tensor([n / 2 for n in shape], device=source.device)
+    return (source / half[None, :, None, None, None]).flip(1).permute(0, 2, 3, 4, 1)
