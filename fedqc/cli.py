@@ -88,12 +88,12 @@ def simulate(
         str | None,
         typer.Option(help="Kinds of error kept out of training.", show_default=DEFAULT_UNSEEN),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides everything that is drawn.")] = 0,
     rounds: Annotated[int | None, typer.Option(help="Rounds of training.")] = None,
     local_steps: Annotated[int | None, typer.Option(help="Training steps of a site in a round.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; all cores where left out.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores where left out.")] = None,
 ) -> None:
     """Build a consortium from a data set, spoil known labels, run it, and measure what it finds."""
     from rich.console import Console
@@ -162,7 +162,8 @@ def _simulated_federation(
         values = load_federation(path).model_dump(exclude_unset=True)
     table: dict[str, dict[str, Any]] = {key: dict(values.get(key, {})) for key in ("sites", "qc", "privacy")}
     if task is not None:
-        values["task"] = task
+        # A path is seen from here, not from the run's folder.
+        values["task"] = str(Path(task).expanduser().resolve()) if task.endswith(".toml") else task
     if sites is not None or not table["sites"].get("expected"):
         from fedqc_simulations.simulate import site_names
 

@@ -12,6 +12,7 @@ from fedqc.cases.layouts import find_cases
 from fedqc.cases.validation import Problem, validate
 from fedqc.compute import choose_compute
 from fedqc.config import ComputeConfig, FederationConfig
+from fedqc.curation.rules import ThresholdRule
 from fedqc.errors import ConfigError, DataError
 from fedqc.methods.base import get_method
 from fedqc.model import load_model
@@ -63,7 +64,19 @@ def simulate(
     if "all" in config.sites.expected:
         raise ConfigError("a site is called 'all', which evaluation.json uses for all of them; rename it")
     task = load_task(config.task)
-    get_method(config.qc.method)(task, config.qc)  # what does not fit is said before any work is done
+    # What does not fit is said before any work is done.
+    if out.resolve().is_relative_to(data.resolve()):
+        raise ConfigError(
+            f"{out}: lies inside the data folder {data}, which is only read; name another folder"
+        )
+    n_sites, minimum = len(config.sites.expected), config.sites.minimum
+    if minimum > n_sites > 0:
+        raise ConfigError(
+            f"sites.minimum is {minimum}, but there are {n_sites} sites; lower it or use --sites {minimum}"
+        )
+    ThresholdRule(config.curation.threshold, config.curation.review)
+    get_method(config.qc.method)(task, config.qc)
+    device = choose_compute(compute.device, compute.precision)
     cases = find_cases(data, task, layout)
     checked = validate(
         cases, task, workers=compute.workers, progress=lambda n, of: progress("checking the cases", n, of)
@@ -92,7 +105,7 @@ def simulate(
         config.sites.expected,
         config.curation,
         seed=seed,
-        compute=choose_compute(compute.device, compute.precision),
+        compute=device,
         progress=progress,
     )
     (out / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -133,6 +133,14 @@ def test_a_federation_file_is_beaten_by_options(
     assert all(candidate.kind == "untouched" for candidate in read_candidates(out))
 
 
+def test_a_task_file_is_seen_from_here(
+    fedqc: Callable[..., int], data: Path, task_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(task_file.parent)
+    options = ("--rounds", 1, "--local-steps", 1, "--sites", 1, "--out", tmp_path / "run")
+    assert fedqc("simulate", "--data", data, "--task", task_file.name, *options) == 0
+
+
 @pytest.mark.real_data
 def test_on_real_images(fedqc: Callable[..., int], real_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -87,6 +87,47 @@ def test_more_sites_than_patients(refused: Callable[..., str], data: Path) -> No
     assert "11 sites need 44 patients with usable cases (4 each), the data have 10; use --sites 2" in message
 
 
+@pytest.mark.parametrize("option", [("--seed", -1), ("--threads", 0)])
+def test_numbers_out_of_range(
+    fedqc: Run, option: tuple[str, int], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        fedqc("simulate", "--data", data, "--task", "msd-hippocampus", "--out", tmp_path / "run", *option)
+        == 2
+    )
+    message = capsys.readouterr().err
+    assert option[0] in message
+    assert "Traceback" not in message
+
+
+def test_out_inside_the_data(
+    fedqc: Run, task_file: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fedqc("simulate", "--data", data, "--task", task_file, "--out", data / "run") == 2
+    assert f"lies inside the data folder {data}" in capsys.readouterr().err
+    assert not (data / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("[sites]\nminimum = 5", "sites.minimum is 5, but there are 4 sites; lower it or use --sites 5"),
+        ("[curation]\nthreshold = 0.7\nreview = 0.6", "add up to 1.3"),
+    ],
+)
+def test_settings_that_cannot_work_together(
+    fedqc: Run, *, table: str, sentence: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "federation.toml"
+    path.write_text(f'task = "msd-hippocampus"\n{table}\n')
+    assert fedqc("simulate", path, "--data", data, "--out", tmp_path / "run") == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_device_that_is_not_there(refused: Callable[..., str], data: Path) -> None:
+    assert "device 'cuda:99': this machine has" in refused("--data", data, "--device", "cuda:99")
+
+
 def test_unknown_kind(refused: Callable[..., str], data: Path) -> None:
     assert "--unseen shfit: no such kind; known: under-contouring" in refused(
         "--data", data, "--unseen", "shfit"
