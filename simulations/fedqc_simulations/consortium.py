@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tomli_w
@@ -204,13 +205,14 @@ def _read_label(case: CaseFiles, task: Task) -> NDArray[np.uint8]:
 
 def _as_file(
     case: CaseFiles, classes: NDArray[np.uint8], task: Task
-) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Class indices as the label values and on the grid of the case's own file."""
     volume = read_volume(_label(case))
     canonical = np.array([[axis, 1] for axis in range(3)])
     stored = apply_orientation(classes, ornt_transform(canonical, io_orientation(volume.affine)))
     values = np.array([0, *(members[0] for members in task.classes.values())], dtype=np.uint16)
-    return values[stored], volume.affine
+    # In the type of the file: a spoiled label should not be known by its header.
+    return values[stored].astype(volume.data.dtype), volume.affine
 
 
 def _fit(label: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
