@@ -5,6 +5,8 @@ the non-zero part, z-score inside it, centre pad or crop to the task's size. The
 that results can be brought back onto the grid of the files.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,12 +15,27 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fedqc.cases.layouts import CaseFiles
-from fedqc.cases.validation import read_case
+from fedqc.cases.validation import RawImage, read_case
 from fedqc.cases.volumes import Case, voxel_size
 from fedqc.errors import DataError
 from fedqc.task import Task
 
 _SAME_SPACING = 1e-3  # relative; a smaller difference is no reason to blur an image
+
+
+@dataclass(frozen=True, eq=False)
+class FullImage:
+    """One image at the task's spacing, whole: its non-zero part, of any size."""
+
+    id: str
+    image: NDArray[np.float32]
+    """[C, X, Y, Z], modalities in the task's order, z-scored, 0 outside the head."""
+    affine: NDArray[np.float64]
+    """[4, 4], from voxel indices of this grid to mm (RAS+)."""
+    native_shape: tuple[int, int, int]
+    """Shape of the files' own grid."""
+    native_affine: NDArray[np.float64]
+    """[4, 4], from voxel indices of the files' own grid to mm (RAS+)."""
 
 
 def preprocess(files: CaseFiles, task: Task) -> Case:
@@ -31,20 +48,8 @@ def preprocess(files: CaseFiles, task: Task) -> Case:
         DataError: the case has a problem (see `fedqc.cases.validation`).
     """
     raw = read_case(files, task)
-    native_shape, native_affine = raw.label.shape, raw.affine
-    image = np.stack([_canonical(channel, native_affine) for channel in raw.channels])
-    label = _canonical(raw.label, native_affine)
-    affine = native_affine @ inv_ornt_aff(io_orientation(native_affine), native_shape)
-
-    positions, affine = _sampling(label.shape, affine, task.spacing)
-    image = np.stack([_linear(channel, positions) for channel in image])
-    label = _resample_label(label, positions)
-
-    box = _non_zero_box(image)
-    image, label = image[:, *box], label[box]
-    affine = affine @ _shift([side.start for side in box])
-
-    image = np.stack([_z_score(channel) for channel in image])
+    image, affine, positions, box = _at_spacing(raw.channels, raw.affine, task)
+    label = _resample_label(_canonical(raw.label, raw.affine), positions)[box]
     starts = [_start(have, want) for have, want in zip(label.shape, task.size, strict=True)]
     return Case(
         id=files.id,
@@ -52,12 +57,24 @@ def preprocess(files: CaseFiles, task: Task) -> Case:
         image=np.stack([_pad_or_crop(channel, starts, task.size) for channel in image]),
         label=_pad_or_crop(label, starts, task.size),
         affine=affine @ _shift(starts),
-        native_shape=native_shape,
-        native_affine=native_affine,
+        native_shape=raw.label.shape,
+        native_affine=raw.affine,
     )
 
 
-def to_native(volume: NDArray[Any], case: Case, order: Literal[0, 1]) -> NDArray[Any]:
+def preprocess_full(files: CaseFiles, raw: RawImage, task: Task) -> FullImage:
+    """Bring an image to the task's spacing, as `preprocess` does, but neither pad nor crop it to its size."""
+    image, affine, _, _ = _at_spacing(raw.channels, raw.affine, task)
+    return FullImage(
+        id=files.id,
+        image=image,
+        affine=affine,
+        native_shape=raw.channels[0].shape,
+        native_affine=raw.affine,
+    )
+
+
+def to_native(volume: NDArray[Any], case: Case | FullImage, order: Literal[0, 1]) -> NDArray[Any]:
     """Bring a volume from the network's grid onto the grid of the case's files.
 
     Args:
@@ -71,9 +88,10 @@ def to_native(volume: NDArray[Any], case: Case, order: Literal[0, 1]) -> NDArray
     Raises:
         DataError: the volume is not on the case's grid.
     """
-    if volume.shape != case.label.shape:
+    expected = case.image.shape[1:]
+    if volume.shape != expected:
         raise DataError(
-            f"case {case.id}: found a volume of shape {volume.shape}, expected {case.label.shape}; "
+            f"case {case.id}: found a volume of shape {volume.shape}, expected {expected}; "
             "only what lies on the case's grid can be brought back"
         )
     matrix = np.linalg.inv(case.affine) @ case.native_affine
@@ -90,6 +108,50 @@ def to_native(volume: NDArray[Any], case: Case, order: Literal[0, 1]) -> NDArray
     native = sample(volume, order, "nearest")
     native[is_seen == 0] = 0
     return native
+
+
+def label_to_native(label: NDArray[np.uint8], case: Case | FullImage) -> NDArray[np.uint8]:
+    """Bring a label from the network's grid onto the grid of the case's files, with smooth contours.
+
+    Args:
+        label: [X, Y, Z] class indices on the grid of `case`.
+        case: where it lies.
+
+    Returns:
+        Array of `case.native_shape`: the class with the largest linearly interpolated share of each voxel.
+
+    Raises:
+        DataError: the label is not on the case's grid.
+    """
+    largest = to_native((label == 0).astype(np.float32), case, 1)
+    native = np.zeros(case.native_shape, dtype=np.uint8)
+    for index in np.unique(label[label > 0]):
+        share = to_native((label == index).astype(np.float32), case, 1)
+        is_larger = share > largest
+        native[is_larger] = index
+        largest[is_larger] = share[is_larger]
+    return native
+
+
+def _at_spacing(
+    channels: Sequence[NDArray[np.float32]], native_affine: NDArray[np.float64], task: Task
+) -> tuple[
+    NDArray[np.float32],
+    NDArray[np.float64],
+    list[NDArray[np.float64] | None],
+    tuple[slice, slice, slice],
+]:
+    """The z-scored non-zero part [C, X, Y, Z] at the task's spacing, its affine, and how it was cut out.
+
+    The last two are the positions of `_sampling` and the box of the part that is not zero.
+    """
+    image = np.stack([_canonical(channel, native_affine) for channel in channels])
+    affine = native_affine @ inv_ornt_aff(io_orientation(native_affine), channels[0].shape)
+    positions, affine = _sampling(image.shape[1:], affine, task.spacing)
+    image = np.stack([_linear(channel, positions) for channel in image])
+    box = _non_zero_box(image)
+    image = np.stack([_z_score(channel) for channel in image[:, *box]])
+    return image, affine @ _shift([side.start for side in box]), positions, box
 
 
 def _canonical(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:

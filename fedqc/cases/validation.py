@@ -63,6 +63,18 @@ class Validation:
 
 
 @dataclass(frozen=True, eq=False)
+class RawImage:
+    """An image as its files hold it, checked, with its label where there is one that can be used."""
+
+    channels: tuple[NDArray[np.float32], ...]
+    """One volume [X, Y, Z] a modality."""
+    label: NDArray[np.uint8] | None
+    """[X, Y, Z], class indices."""
+    affine: NDArray[np.float64]
+    """[4, 4], from voxel indices to mm (RAS+)."""
+
+
+@dataclass(frozen=True, eq=False)
 class RawCase:
     """A case as its files hold it, checked: one grid, no problem."""
 
@@ -89,29 +101,37 @@ def validate(
         workers: number of threads.
         progress: called with (cases done, all cases) after each case.
     """
-    occurrences = Counter(case.id for case in cases)
+    duplicates = duplicate_ids(cases)
     usable: list[CaseFiles] = []
     problems: list[Problem] = []
     with ThreadPoolExecutor(workers) as pool:
         checked = pool.map(partial(validate_case, task=task), cases)
         for done, (case, found) in enumerate(zip(cases, checked, strict=True), start=1):
-            if occurrences[case.id] > 1:
-                found.append(
-                    Problem(
-                        code="duplicate-id",
-                        case=case.id,
-                        file=case.images[0] if case.images else None,
-                        found=f"{occurrences[case.id]} cases with this id",
-                        expected="one",
-                        fix="give each case an id of its own",
-                    )
-                )
+            if case.id in duplicates:
+                found.append(duplicate(case, duplicates[case.id]))
             problems.extend(found)
             if not found:
                 usable.append(case)
             if progress is not None:
                 progress(done, len(cases))
     return Validation(usable=usable, problems=problems)
+
+
+def duplicate_ids(cases: Sequence[CaseFiles]) -> dict[str, int]:
+    """The ids that occur more than once, and how often."""
+    return {case_id: times for case_id, times in Counter(case.id for case in cases).items() if times > 1}
+
+
+def duplicate(files: CaseFiles, times: int) -> Problem:
+    """The problem of a case whose id occurs `times` times."""
+    return Problem(
+        code="duplicate-id",
+        case=files.id,
+        file=files.images[0] if files.images else None,
+        found=f"{times} cases with this id",
+        expected="one",
+        fix="give each case an id of its own",
+    )
 
 
 def validate_case(files: CaseFiles, task: Task) -> list[Problem]:
@@ -126,28 +146,41 @@ def read_case(files: CaseFiles, task: Task) -> RawCase:
         DataError: the first problem of the case.
     """
     raw, problems = _inspect(files, task)
-    if raw is None:
+    if raw is None or raw.label is None or problems:
         raise DataError(str(problems[0]))
-    return raw
+    return RawCase(channels=raw.channels, label=raw.label, affine=raw.affine)
 
 
-def _inspect(files: CaseFiles, task: Task) -> tuple[RawCase | None, list[Problem]]:
-    """The case as read, or None and its problems."""
+def inspect_image(files: CaseFiles, task: Task) -> tuple[RawImage | None, list[Problem]]:
+    """Read a case that needs no label; whatever its files hold, nothing is raised.
+
+    Returns:
+        The image (None where it has a problem), and all problems, those of a label that is there too.
+    """
+    return _inspect(files, task, needs_label=False)
+
+
+def _inspect(
+    files: CaseFiles, task: Task, *, needs_label: bool = True
+) -> tuple[RawImage | None, list[Problem]]:
+    """The case as read (None where the image has a problem), and all problems of image and label."""
     problems: list[Problem] = []
     images = _read_images(files, task, problems)
-    label = _read_label(files, problems)
     for path, volume in images:
         problems.extend(_image_problems(files.id, path, volume, task))
+    for path, volume in images[1:]:
+        problems.extend(_grid_problems(files.id, (path, volume), images[0]))
+    label_problems: list[Problem] = []
+    label = _read_label(files, label_problems) if files.label or needs_label else None
     if label is not None:
-        problems.extend(_label_problems(files.id, label[0], label[1].data, task))
-    volumes = [*images, label] if label is not None else images
-    for path, volume in volumes[1:]:
-        problems.extend(_grid_problems(files.id, (path, volume), volumes[0]))
-    if problems or label is None:
-        return None, problems
+        label_problems.extend(_label_problems(files.id, label[0], label[1].data, task))
+        if images:
+            label_problems.extend(_grid_problems(files.id, label, images[0]))
+    if problems:
+        return None, problems + label_problems
     channels = tuple(channel for _, volume in images for channel in _channels(volume.data))
-    classes = label_to_classes(label[1].data, task)
-    return RawCase(channels=channels, label=classes, affine=images[0][1].affine), []
+    classes = label_to_classes(label[1].data, task) if label is not None and not label_problems else None
+    return RawImage(channels=channels, label=classes, affine=images[0][1].affine), label_problems
 
 
 def _read_images(files: CaseFiles, task: Task, problems: list[Problem]) -> list[tuple[Path, Volume]]:

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fedqc.cases.layouts import CaseFiles, find_cases
-from fedqc.cases.preprocessing import preprocess, to_native
+from fedqc.cases.preprocessing import FullImage, label_to_native, preprocess, preprocess_full, to_native
+from fedqc.cases.validation import inspect_image
 from fedqc.errors import DataError
 from fedqc.task import Task, load_task
 
@@ -170,6 +171,52 @@ def test_volume_of_another_grid_cannot_be_brought_back(make_case: MakeCase, task
     case = preprocess(make_case(), task)
     with pytest.raises(DataError, match=r"found a volume of shape \(4, 4, 4\), expected \(16, 16, 24\)"):
         to_native(np.ones((4, 4, 4)), case, 0)
+
+
+def whole(files: CaseFiles, task: Task) -> FullImage:
+    raw, _ = inspect_image(files, task)
+    assert raw is not None
+    return preprocess_full(files, raw, task)
+
+
+def test_full_image_is_what_the_window_shows_and_more(make_case: MakeCase, task: Task, image: Any) -> None:
+    image[:3] = 0
+    affine = np.array([[0, 0, -2.0, 30], [0.75, 0, 0, -4], [0, 1.6, 0, 9], [0, 0, 0, 1]])
+    files = make_case(image=image, affine=affine)
+    case, full = preprocess(files, task), whole(files, task)
+    # 20 voxels of 2 mm along right, 16 - 3 of 0.75 mm along anterior, 18 of 1.6 mm along superior
+    assert full.image.shape == (1, 40, 10, 29)
+    assert full.image.dtype == np.float32
+    assert (full.native_shape, full.id) == ((16, 18, 20), "case-1")
+    assert np.allclose(full.native_affine, affine)
+    # The window of 16x16x24 voxels cuts x and z, and pads y.
+    start = np.rint(np.linalg.inv(full.affine) @ case.affine)[:3, 3].astype(int)
+    assert start.tolist() == [12, -3, 2]
+    assert np.array_equal(case.image[:, :, 3:13], full.image[:, 12:28, :, 2:26])
+
+
+def test_full_label_comes_back_with_smooth_contours(make_case: MakeCase, task: Task) -> None:
+    coarse = task.model_copy(update={"spacing": (3.0, 3.0, 3.0)})
+    grid = np.indices((30, 30, 30)) - 14.5
+    label = np.where((grid**2).sum(axis=0) < 11**2, np.where(grid[0] > 0, 1, 2), 0).astype(np.uint8)
+    full = whole(make_case(image=label + 1.0, label=label), coarse)
+    assert full.image.shape == (1, 10, 10, 10)
+    centres = (np.indices((10, 10, 10)) - 4.5) * 3
+    inside = (centres**2).sum(axis=0) < 11**2
+    seen = np.where(inside, np.where(centres[0] > 0, 1, 2), 0).astype(np.uint8)
+    smooth, steps = label_to_native(seen, full), to_native(seen, full, 0)
+    assert smooth.dtype == np.uint8
+    assert smooth.shape == (30, 30, 30)
+    assert set(np.unique(smooth)) == {0, 1, 2}
+    assert (smooth != label).sum() < 0.8 * (steps != label).sum()
+    with pytest.raises(DataError, match=r"found a volume of shape \(4, 4, 4\)"):
+        label_to_native(np.zeros((4, 4, 4), dtype=np.uint8), full)
+
+
+def test_full_label_on_the_files_own_grid_is_the_same(make_case: MakeCase, task: Task, label: Any) -> None:
+    classes = np.where(label == 5, 2, label)
+    full = whole(make_case(affine=np.diag([-1.0, 1, 1, 1])), task)
+    assert np.array_equal(label_to_native(classes[::-1], full), classes)
 
 
 def test_case_with_a_problem_is_refused(make_case: MakeCase, task: Task, image: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedqc.cases.layouts import CaseFiles, find_cases
-from fedqc.cases.validation import read_case, validate, validate_case
+from fedqc.cases.validation import inspect_image, read_case, validate, validate_case
 from fedqc.errors import DataError
 from fedqc.task import Task, load_task
 
@@ -245,6 +245,32 @@ def test_read_case_gives_class_indices(make_case: MakeCase, task: Task, image: A
 def test_read_case_refuses_a_case_with_a_problem(make_case: MakeCase, task: Task, label: Any) -> None:
     with pytest.raises(DataError, match=r"case case-1, .*found a label without any marked voxel"):
         read_case(make_case(label=0 * label), task)
+
+
+def test_an_image_needs_no_label(make_case: MakeCase, task: Task, image: Any, label: Any) -> None:
+    files = make_case()
+    raw, problems = inspect_image(files, task)
+    assert raw is not None
+    assert np.array_equal(raw.channels, [image])
+    assert raw.label is not None
+    assert np.array_equal(raw.label, np.where(label == 5, 2, label))
+    assert problems == []
+    raw, problems = inspect_image(replace(files, label=None), task)
+    assert raw is not None
+    assert np.array_equal(raw.channels, [image])
+    assert (raw.label, problems) == (None, [])
+
+
+def test_a_bad_label_does_not_cost_the_image(make_case: MakeCase, task: Task, image: Any, label: Any) -> None:
+    files = make_case(label=changed(label, 7, 3), label_affine=shifted(1))
+    raw, problems = inspect_image(files, task)
+    assert raw is not None
+    assert np.array_equal(raw.channels, [image])
+    assert raw.label is None
+    assert [problem.code for problem in problems] == ["unknown-label-value", "affine-mismatch"]
+    raw, problems = inspect_image(make_case(image=0 * image, label=0 * label), task)
+    assert raw is None
+    assert [problem.code for problem in problems] == ["empty-image", "empty-label"]
 
 
 @pytest.mark.real_data
