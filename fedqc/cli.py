@@ -2,19 +2,24 @@
 
 import sys
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import click
 import typer
 
 from fedqc import __version__
 from fedqc.errors import FedQCError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from fedqc.config import FederationConfig
+    from fedqc.inference import Segmented
 
 DEFAULT_UNSEEN = "slices-left-out,another-patient,left-right-flip"
 SIMULATION_MIN_COUNT = 3
@@ -25,7 +30,15 @@ class Noise(StrEnum):
 
     MIXED = "mixed"
     SYSTEMATIC = "systematic"
+    SYSTEMATIC_REFERENCE = "systematic-reference"
     NONE = "none"
+
+
+class Engine(StrEnum):
+    """What runs the sites of a simulation."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 app = typer.Typer(
@@ -78,9 +91,11 @@ def simulate(
         Path | None, typer.Argument(help="A federation.toml; options given here beat it.", show_default=False)
     ] = None,
     *,
-    data: Annotated[Path, typer.Option(help="Folder of the data set; it is only read.")],
-    out: Annotated[Path, typer.Option(help="Folder for the run; must be new or empty.")],
-    layout: Annotated[str | None, typer.Option(help="msd or csv; detected where left out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run; must be new or empty.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data set, only read; phantoms where left out.")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help="csv, msd or nnunet; detected where left out.")] = None,
     task: Annotated[str | None, typer.Option(help="A built-in task, or the path of a task's .toml.")] = None,
     sites: Annotated[int | None, typer.Option(help="Number of hospitals.", show_default="4")] = None,
     noise: Annotated[Noise, typer.Option(help="Errors put into the labels.")] = Noise.MIXED,
@@ -88,56 +103,207 @@ def simulate(
         str | None,
         typer.Option(help="Kinds of error kept out of training.", show_default=DEFAULT_UNSEEN),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Decides everything that is drawn.")] = 0,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of training.")] = None,
-    local_steps: Annotated[int | None, typer.Option(help="Training steps of a site in a round.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Decides everything that is drawn.", show_default="0")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Several seeds, such as 0,1,2: one simulation each, figures pooled.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of training of the QC model.")] = None,
+    local_steps: Annotated[
+        int | None, typer.Option(help="Training steps of a site in a round of the QC model.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="In this process, or Flower's Ray.")] = Engine.LOCAL,
+    workers: Annotated[int, typer.Option(min=1, help="Processes of the engine ray.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores where left out.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a simulation that was cut off, to go on with. Stands alone."),
+    ] = None,
 ) -> None:
-    """Build a consortium from a data set, spoil known labels, run it, and measure what it finds."""
+    """Build a consortium, spoil known labels, run it, and measure what curation finds and is worth.
+
+    Sites get their cases from a data set (--data), or phantoms are drawn for them.
+    """
     from rich.console import Console
 
     from fedqc.config import ComputeConfig, parse
     from fedqc.display import Display
+    from fedqc.errors import ConfigError
 
     console = Console(width=None if sys.stdout.isatty() else 100)
-    config = _simulated_federation(
-        federation,
-        task=task,
-        sites=sites,
-        unseen=unseen,
-        rounds=rounds,
-        local_steps=local_steps,
-    )
-    compute = parse({"device": device, "precision": precision}, ComputeConfig, source="options")
     begin = time.monotonic()
-    with Display(console) as display:
-        display.say(f"simulating {len(config.sites.expected)} sites; results go to {out}")
-        from fedqc_simulations.simulate import simulate as run
+    context = click.get_current_context()
+    if resume is not None:
+        given = [name for name in context.params if _is_given(context, name) and name != "resume"]
+        if given:
+            raise ConfigError(
+                f"--resume goes on with a simulation as it was started; leave out {', '.join(sorted(given))}"
+            )
+        with Display(console) as display:
+            display.say(f"going on with {resume}")
+            from fedqc_simulations.simulate import resume as go_on
 
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
-        result = run(
-            config,
-            data,
-            layout,
-            out,
-            seed=seed,
-            noise=noise.value,
-            compute=compute,
-            progress=display.progress,
-            listener=display.listen,
+            figures = _resumable(resume, lambda: go_on(resume, display))
+        folder = resume
+    else:
+        if out is None:
+            raise ConfigError("--out is missing; name a new folder for the run, such as --out runs/first")
+        config = _simulated_federation(
+            federation,
+            task=task if data is not None or federation is not None else task or "phantom",
+            sites=sites,
+            unseen=unseen,
+            rounds=rounds,
+            local_steps=local_steps,
         )
-    for problem in result.problems:
-        console.print(f"left out: {problem}", highlight=False, markup=False, soft_wrap=True)
-    _print_figures(console, result.evaluation)
+        compute = parse({"device": device, "precision": precision}, ComputeConfig, source="options")
+        with Display(console) as display:
+            display.say(f"simulating {len(config.sites.expected)} sites; results go to {out}")
+            from fedqc_simulations.simulate import Settings
+            from fedqc_simulations.simulate import simulate as run
+
+            settings = Settings(
+                federation=config,
+                data=None if data is None else data.resolve(),
+                layout=layout,
+                noise=noise.value,
+                seeds=_seeds(seed, seeds),
+                compute=compute,
+                threads=threads,
+                engine=engine.value,
+                workers=workers,
+            )
+            figures = _resumable(out, lambda: run(settings, out, display))
+        folder = out
+    _print_figures(console, figures)
     minutes = (time.monotonic() - begin) / 60
     console.print(
-        f"done in {minutes:.1f} minutes; see {out / 'evaluation.svg'}", highlight=False, soft_wrap=True
+        f"done in {minutes:.1f} minutes; see {folder / 'report.html'}", highlight=False, soft_wrap=True
     )
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _seeds(seed: int | None, seeds: str | None) -> tuple[int, ...]:
+    """The seeds of `--seed` or `--seeds`."""
+    from fedqc.errors import ConfigError
+
+    if seeds is None:
+        return (seed or 0,)
+    if seed is not None:
+        raise ConfigError("--seed and --seeds exclude each other; name all seeds in --seeds")
+    parts = [part.strip() for part in seeds.split(",") if part.strip()]
+    if not parts or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--seeds {seeds!r}: expected whole numbers separated by commas, such as 0,1,2")
+    return tuple(int(part) for part in parts)
+
+
+def _resumable(folder: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do the work of a run; where it fails half-way, say how to go on."""
+    from fedqc.errors import RunError, TrainingError
+
+    try:
+        return work()
+    except (RunError, TrainingError) as error:
+        hint = f"what is done is kept; go on with: fedqc simulate --resume {folder}"
+        raise type(error)(f"{error}; {hint}") from error
+    except KeyboardInterrupt:
+        if (folder / "simulation.json").exists():
+            typer.echo(f"what is done is kept; go on with: fedqc simulate --resume {folder}", err=True)
+        raise
+
+
+@app.command()
+def segment(
+    *,
+    model: Annotated[Path, typer.Option(help="Folder of a trained segmentation model.")],
+    data: Annotated[Path, typer.Option(help="Folder of the images; it is only read. Labels are not needed.")],
+    out: Annotated[Path, typer.Option(help="Folder for the labels; must be new or empty.")],
+    layout: Annotated[
+        str | None, typer.Option(help="As the data are laid out; detected if left out.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores where left out.")] = None,
+) -> None:
+    """Segment every case of a folder at full size with a trained model."""
+    from rich.console import Console
+
+    from fedqc.config import ComputeConfig, parse
+    from fedqc.display import Display
+    from fedqc.errors import ConfigError, DataError
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    chosen = parse({"device": device, "precision": precision}, ComputeConfig, source="options")
+    if out.resolve().is_relative_to(data.resolve()):
+        raise ConfigError(
+            f"{out}: lies inside the data folder {data}, which is only read; name another folder"
+        )
+    with Display(console) as display:
+        display.say(f"segmenting the cases of {data}; results go to {out}")
+        import torch
+
+        from fedqc.cases.layouts import find_cases
+        from fedqc.compute import choose_compute
+        from fedqc.inference import segment_cases
+        from fedqc.model import load_segmentation
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        stored = load_segmentation(model)
+        cases = find_cases(data, stored.card.task, layout)
+        segmented, problems = segment_cases(
+            stored,
+            cases,
+            out,
+            choose_compute(chosen.device, chosen.precision),
+            lambda done, total: display.progress("segmenting", done, total),
+        )
+    names = {case.id for case in segmented}
+    for problem in problems:
+        what = "label not used" if problem.case in names else "left out"
+        console.print(f"{what}: {problem}", highlight=False, markup=False, soft_wrap=True)
+    if not segmented:
+        raise DataError(f"{data}: none of {len(cases)} cases can be used; the first problem: {problems[0]}")
+    _print_segmented(console, segmented)
+    console.print(
+        f"{len(segmented)} of {len(cases)} cases are segmented; see {out / 'segmentations.csv'}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _print_segmented(console: "Console", segmented: "Sequence[Segmented]") -> None:
+    """Mean volume of each class, and mean DSC of each region over the cases with a label."""
+    from statistics import fmean
+
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    volumes = Table(title="Volume", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("class", "n", "mean ml", "smallest", "largest"):
+        volumes.add_column(column, justify="left" if column == "class" else "right")
+    for name in segmented[0].volumes:
+        found = [case.volumes[name] for case in segmented]
+        figures = (fmean(found), min(found), max(found))
+        volumes.add_row(name, str(len(found)), *(f"{figure:.3f}" for figure in figures))
+    console.print(volumes)
+    scores = [case.score for case in segmented if case.score is not None]
+    if not scores:
+        return
+    overlaps = Table(title="Overlap with labels", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("region", "n", "mean DSC"):
+        overlaps.add_column(column, justify="left" if column == "region" else "right")
+    for name in scores[0].regions:
+        overlaps.add_row(name, str(len(scores)), _number(fmean(score.regions[name] for score in scores)))
+    overlaps.add_row("mean of each case", str(len(scores)), _number(fmean(score.dice for score in scores)))
+    console.print(overlaps)
 
 
 def _simulated_federation(
@@ -214,6 +380,41 @@ def _print_figures(console: "Console", evaluation: dict[str, Any]) -> None:
             "all sites" if name == "all" else name, *counts, *(_number(one[key]) for key in keys)
         )
     console.print(curation)
+    _print_arms(console, evaluation["segmentation"])
+
+
+def _print_arms(console: "Console", segmentation: dict[str, Any]) -> None:
+    """What the choice of training cases did to the segmentation model."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title="Segmentation model on held-back cases", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("trained on", "cases", "mean DSC (95 % interval)"):
+        table.add_column(column, justify="left" if column == "trained on" else "right")
+    labels = {
+        "everything": "everything",
+        "curated": "what was kept",
+        "random": "as many, at random",
+        "oracle": "only good labels",
+    }
+    for arm, label in labels.items():
+        one = segmentation[arm]
+        shown = _number(one["dice_mean"])
+        if one["dice_ci"] is not None:
+            shown += f" ({', '.join(_number(end) for end in one['dice_ci'])})"
+        table.add_row(label, str(one["n_train"]), shown)
+    console.print(table)
+    gap = segmentation["gap_closed"]
+    if segmentation["curated"]["dice_mean"] is None:
+        line = "no site kept anything to train on: the QC model drops nearly all, so it was trained too little"
+    elif gap["value"] is None:
+        line = "there is no gap to close: all labels do as well as only the good ones"
+    else:
+        interval = "" if gap["ci"] is None else f" ({gap['ci'][0]:.0%} to {gap['ci'][1]:.0%})"
+        line = (
+            f"curation closes {gap['value']:.0%}{interval} of the gap between all labels and only good ones"
+        )
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

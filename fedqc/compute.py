@@ -1,12 +1,15 @@
 """Where and how precisely to compute: one place decides, everything else is told."""
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from fedqc.errors import ConfigError
+
+SHORTEST_BF16_AXIS = 3
+"""Voxels of a network's deepest layer from which training in bf16 is safe on a CPU (docs/decisions/0009)."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,16 @@ class Compute:
         """Move a network to the device, in the memory layout that 3D convolutions like there."""
         # torch's hints do not know the argument.
         return network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+
+    def for_training(self, shortest_axis: int) -> "Compute":
+        """The same, but in fp32 where the weight gradients of bf16 are wrong.
+
+        Args:
+            shortest_axis: Voxels along the shortest axis of the network's deepest layer.
+        """
+        if self.device.type == "cpu" and shortest_axis < SHORTEST_BF16_AXIS:
+            return replace(self, dtype=torch.float32)
+        return self
 
 
 def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:

@@ -82,6 +82,8 @@ class PolicyConfig(FrozenModel):
     """What a site allows."""
 
     min_count: int = Field(default=10, ge=1)
+    segmentation: bool = True
+    """Whether the site takes part in segmentation training."""
 
 
 class SiteConfig(FrozenModel):
@@ -135,20 +137,29 @@ class NetworkConfig(FrozenModel):
     architecture: Literal["corrective", "published"] = "corrective"
     width: int | None = Field(default=None, ge=4, multiple_of=2)
     """Channels of the first layer: 16 (corrective); 64 (published), 32 in the journal version."""
-    blocks: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=3)
+    blocks: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=2)
     """Residual blocks of each layer, (1, 2, 3) (corrective) or (3, 4, 6, 3) (published)."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _deep_enough(self) -> Self:
+        if self.architecture == "published" and self.blocks is not None and len(self.blocks) < 3:
+            msg = f"the published network has three layers or more; blocks names {len(self.blocks)}"
+            raise ValueError(msg)
+        return self
 
 
 class QCConfig(FrozenModel):
     """How the QC model is trained."""
 
     method: str = "qcresunet"
-    rounds: int = Field(default=30, ge=1)
+    rounds: int = Field(default=20, ge=1)
     local_steps: int = Field(default=50, ge=1)
     batch_size: int = Field(default=4, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)
     deadline: Seconds = 7200.0
+    cross_check_rounds: int = Field(default=4, ge=0)
+    """Rounds that each half of the sites trains to check the other half's references; 0: no check."""
     initial: Path | None = None
     network: NetworkConfig = NetworkConfig()
     samples: SamplesConfig = SamplesConfig()
@@ -161,6 +172,8 @@ class AveragingConfig(FrozenModel):
     """How updates become the next global model."""
 
     strategy: Literal["fedavg"] = "fedavg"
+    norm_factor: float = Field(default=10.0, gt=1)
+    """An update is refused when its L2 norm is more than this many times the round's median."""
 
 
 class CurationConfig(FrozenModel):
@@ -170,6 +183,20 @@ class CurationConfig(FrozenModel):
     threshold: Share = 0.75
     review: Share = 0.0
     """Width of the band above the threshold that a person has to look at; it counts as dropped until then."""
+
+
+class SegmentationConfig(FrozenModel):
+    """How the segmentation model is trained, on what each site kept."""
+
+    rounds: int = Field(default=15, ge=1)
+    local_steps: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    deadline: Seconds = 7200.0
+    channels: tuple[Annotated[int, Field(ge=4)], ...] = Field(default=(16, 32, 64), min_length=2)
+    """Channels of each level of the U-Net; every further level halves the volume."""
+    references: bool = False
+    """Whether the site's reference cases for training take part too."""
 
 
 class PrivacyConfig(FrozenModel):
@@ -187,6 +214,7 @@ class FederationConfig(FrozenModel):
     qc: QCConfig = QCConfig()
     averaging: AveragingConfig = AveragingConfig()
     curation: CurationConfig = CurationConfig()
+    segmentation: SegmentationConfig = SegmentationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
 
 
@@ -223,7 +251,7 @@ def load_federation(path: Path) -> FederationConfig:
 
 def _absolute(here: Path, path: Path) -> Path:
     """`path` as seen from the folder `here`; `~` is the home of whoever runs this."""
-    return here / path.expanduser()
+    return (here / path.expanduser()).resolve()
 
 
 def _task(here: Path, task: str) -> str:

@@ -27,6 +27,7 @@ class Display:
         )
         self._tasks: dict[str, TaskID] = {}
         self._last_line: dict[str, float] = {}
+        self._begun: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -45,9 +46,20 @@ class Display:
             self._bars.update(self._tasks[what], completed=done, total=total, note=note)
             return
         now = time.monotonic()
+        if what not in self._begun or done < self._begun[what][1]:
+            self._begun[what] = (now, done)
         if done == total or now - self._last_line.get(what, -PLAIN_INTERVAL) >= PLAIN_INTERVAL:
             self._last_line[what] = now
-            self.say(f"{what}: {done} of {total} {note}".rstrip())
+            parts = (f"{what}: {done} of {total}", note, self._time_left(what, done, total, now))
+            self.say(", ".join(part for part in parts if part))
+
+    def _time_left(self, what: str, done: int, total: int, now: float) -> str:
+        """How long it will still take at the pace so far; nothing before there is a pace."""
+        begin, done_before = self._begun[what]
+        if not done_before < done < total:
+            return ""
+        seconds = (now - begin) / (done - done_before) * (total - done)
+        return f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
 
     def say(self, line: str) -> None:
         """One line that stays."""
@@ -56,18 +68,35 @@ class Display:
     def listen(self, event: dict[str, Any]) -> None:
         """Show an event of a run."""
         match event["event"]:
-            case "phase-started":
-                if event["phase"] != "train":
-                    self.say(f"phase {event['phase']}")
+            case "phase-started" if "arm" not in event:
+                self.say(f"phase {event['phase']}")
             case "round-started":
-                self.progress("training the QC model, rounds", event["round"] - 1, event["rounds"])
-            case "update-accepted" if self.console.is_terminal:
-                note = f"{event['site']} is done"
-                self.progress("training the QC model, rounds", event["round"] - 1, event["rounds"], note)
+                self.progress(_training(event), event["round"] - 1, event["rounds"])
+            case "update-received" if self.console.is_terminal:
+                self.progress(
+                    _training(event), event["round"] - 1, event["rounds"], f"{event['site']} is done"
+                )
             case "round-finished":
                 loss = "" if event.get("loss") is None else f"loss {event['loss']:.3f}"
-                self.progress("training the QC model, rounds", event["round"], event["rounds"], loss)
-            case "site-failed" | "site-left-out":
+                self.progress(_training(event), event["round"], event["rounds"], loss)
+            case "site-failed" | "site-left-out" | "site-excused":
                 round_ = f", round {event['round']}" if "round" in event else ""
                 reason = event.get("meaning") or event["reason"]
                 self.say(f"{event['site']} ({event['phase']}{round_}): {reason}")
+            case "phase-skipped":
+                self.say(f"phase {event['phase']} is skipped: {event['reason']}")
+            case "site-out":
+                self.say(f"{event['site']} ({event['phase']}): out after three failed rounds in a row")
+            case "site-suspected":
+                self.say(
+                    f"{event['site']}: its references look wrong to a model that never saw them "
+                    f"(predicted DSC {event['quality']:.2f}, other sites {event['others']:.2f}); not used"
+                )
+
+
+def _training(event: dict[str, Any]) -> str:
+    """What is trained in an event's round."""
+    names = {"qc": "training the QC model", "segmentation": "training the segmentation model"}
+    stage = event["stage"]
+    what = names.get(stage, f"cross-checking the references, half {stage.removeprefix('check-')} of 2")
+    return f"{what} ({event['arm']}), rounds" if "arm" in event else f"{what}, rounds"

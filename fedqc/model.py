@@ -3,22 +3,23 @@
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
+from pydantic import model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from fedqc import __version__
-from fedqc.config import FrozenModel, QCConfig, parse
+from fedqc.config import FrozenModel, QCConfig, SegmentationConfig, parse
 from fedqc.errors import ConfigError, ModelError
 from fedqc.methods.base import Method, get_method
+from fedqc.segmentation import Segmentation
 from fedqc.task import Task
 
 WEIGHTS = "weights.safetensors"
@@ -31,7 +32,11 @@ class ModelCard(FrozenModel):
     format: Literal[1] = 1
     fedqc: str = __version__
     task: Task
-    qc: QCConfig
+    stage: Literal["qc", "segmentation"] = "qc"
+    qc: QCConfig | None = None
+    """How it was trained, where it is a QC model."""
+    segmentation: SegmentationConfig | None = None
+    """How it was trained, where it is a segmentation model."""
     federation: str
     seed: int
     rounds: int
@@ -40,10 +45,18 @@ class ModelCard(FrozenModel):
     """Training samples drawn in all, over all sites."""
     sites: tuple[str, ...]
 
+    @model_validator(mode="after")
+    def _one_configuration(self) -> Self:
+        found = {name for name in ("qc", "segmentation") if getattr(self, name) is not None}
+        if found != {self.stage}:
+            msg = f"stage {self.stage!r} needs the table {self.stage!r} and no other (found {sorted(found)})"
+            raise ValueError(msg)
+        return self
+
 
 @dataclass(frozen=True)
 class StoredModel:
-    """A model as read from disk."""
+    """A QC model as read from disk."""
 
     card: ModelCard
     method: Method
@@ -52,36 +65,93 @@ class StoredModel:
     """Of the weights file."""
 
 
+@dataclass(frozen=True)
+class StoredSegmentation:
+    """A segmentation model as read from disk."""
+
+    card: ModelCard
+    segmentation: Segmentation
+    network: nn.Module
+    sha256: str
+    """Of the weights file."""
+
+
 def save_model(folder: Path, state: Mapping[str, Tensor], card: ModelCard) -> str:
     """Write a model; an older one in `folder` is replaced only when the new one is complete.
+
+    Two folders cannot change places in one step, so the older one is put aside before the new one takes its
+    place. After a kill between the two, a model is read from there.
 
     Returns:
         SHA-256 of the weights file.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = folder.with_name(f".{folder.name}.new"), _put_aside(folder)
     weights = save_tensors({name: tensor.contiguous() for name, tensor in state.items()})
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+    new.mkdir(parents=True)
     try:
-        (aside / WEIGHTS).write_bytes(weights)
-        (aside / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        aside.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        (new / WEIGHTS).write_bytes(weights)
+        (new / CARD).write_text(card.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except OSError:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return hashlib.sha256(weights).hexdigest()
 
 
 def load_model(folder: Path, task: Task | None = None) -> StoredModel:
-    """Read a model.
+    """Read a QC model.
 
     Args:
         folder: Holds `weights.safetensors` and `card.json`.
         task: The task at hand; a model of another one is refused.
 
     Raises:
-        ModelError: a file is missing or broken, the weights do not fit, or the task is another one.
+        ModelError: a file is missing or broken, the weights do not fit, the task is another one, or it is a
+            segmentation model.
     """
+    card, state, sha256 = _read(folder, task)
+    if card.qc is None:
+        raise ModelError(f"{folder}: a segmentation model, expected a QC model; name the folder of one")
+    method = get_method(card.qc.method)(card.task, card.qc)
+    network = method.build(card.seed)
+    load_weights(network, state, source=str(folder / WEIGHTS))
+    return StoredModel(card, method, network, sha256)
+
+
+def load_segmentation(folder: Path, task: Task | None = None) -> StoredSegmentation:
+    """Read a segmentation model.
+
+    Args:
+        folder: Holds `weights.safetensors` and `card.json`.
+        task: The task at hand; a model of another one is refused.
+
+    Raises:
+        ModelError: a file is missing or broken, the weights do not fit, the task is another one, or it is a
+            QC model.
+    """
+    card, state, sha256 = _read(folder, task)
+    if card.segmentation is None:
+        raise ModelError(f"{folder}: a QC model, expected a segmentation model; name the folder of one")
+    segmentation = Segmentation(card.task, card.segmentation)
+    network = segmentation.build(card.seed)
+    load_weights(network, state, source=str(folder / WEIGHTS))
+    return StoredSegmentation(card, segmentation, network, sha256)
+
+
+def _put_aside(folder: Path) -> Path:
+    """Where an older model lies while a new one takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _read(folder: Path, task: Task | None) -> tuple[ModelCard, dict[str, Tensor], str]:
+    """Card, weights and the SHA-256 of the weights file."""
+    if not folder.exists() and _put_aside(folder).exists():
+        folder = _put_aside(folder)
     try:
         card = parse(json.loads((folder / CARD).read_bytes()), ModelCard, source=str(folder / CARD))
         data = (folder / WEIGHTS).read_bytes()
@@ -101,10 +171,7 @@ def load_model(folder: Path, task: Task | None = None) -> StoredModel:
         raise ModelError(
             f"{folder}: model of task {card.task.name!r} (or another definition of it), not {task.name!r}"
         )
-    method = get_method(card.qc.method)(card.task, card.qc)
-    network = method.build(card.seed)
-    load_weights(network, state, source=str(folder / WEIGHTS))
-    return StoredModel(card, method, network, hashlib.sha256(data).hexdigest())
+    return card, state, hashlib.sha256(data).hexdigest()
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:

@@ -4,12 +4,15 @@ One phase is one message type. The coordinator sends a record `request` (a proto
 and, where the site needs the model, a record `weights`. A site answers with exactly the records that
 `REPLIES` lists for that message type, or with a record `error` that holds one word of a fixed vocabulary.
 
-    message type        request               reply
-    query.handshake     HandshakeRequest      handshake: site, protocol, fedqc, task
-    query.summarise     SummariseRequest      statistics: numbers
-    train.qc            TrainRequest          weights, training: numbers
-    query.calibrate     CalibrateRequest      statistics: numbers
-    query.score         ScoreRequest          statistics: numbers
+    message type             request                       reply
+    query.handshake          HandshakeRequest              handshake: site, protocol, fedqc, task
+    query.summarise          SummariseRequest              statistics: numbers
+    train.qc                 TrainRequest                  weights, training: numbers
+    query.cross_check        CrossCheckRequest             statistics: numbers
+    query.calibrate          CalibrateRequest              statistics: numbers
+    query.score              ScoreRequest                  statistics: numbers
+    train.segmentation       TrainSegmentationRequest      weights, training: numbers
+    evaluate.segmentation    EvaluateSegmentationRequest   statistics: numbers
 """
 
 import hashlib
@@ -26,7 +29,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, SkipValidation, ValidationError
 
-from fedqc.config import CurationConfig, FrozenModel, QCConfig, SiteName
+from fedqc.config import CurationConfig, FrozenModel, QCConfig, SegmentationConfig, SiteName
 from fedqc.errors import ProtocolError
 from fedqc.task import Task
 
@@ -45,8 +48,11 @@ REPLIES: dict[str, dict[str, type[ArrayRecord] | type[MetricRecord] | type[Confi
     "query.handshake": {HANDSHAKE: ConfigRecord},
     "query.summarise": {STATISTICS: MetricRecord},
     "train.qc": {WEIGHTS: ArrayRecord, TRAINING: MetricRecord},
+    "query.cross_check": {STATISTICS: MetricRecord},
     "query.calibrate": {STATISTICS: MetricRecord},
     "query.score": {STATISTICS: MetricRecord},
+    "train.segmentation": {WEIGHTS: ArrayRecord, TRAINING: MetricRecord},
+    "evaluate.segmentation": {STATISTICS: MetricRecord},
 }
 """The records of a reply, by message type. Nothing else leaves a site."""
 
@@ -54,6 +60,8 @@ WEIGHT_DTYPES = ("float32", "float64", "int64")
 STATISTIC_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,5}")
 MAX_STATISTICS = 2000
 MAX_LIST = 200
+MAX_NUMBER = 1e15
+"""No count, volume or loss is larger; sums and figures of such numbers stay finite."""
 
 Weights = dict[str, NDArray[Any]]
 """A network's arrays by name, in the network's order."""
@@ -71,6 +79,8 @@ class ErrorCode(StrEnum):
     TRAINING = "training-error"
     PROTOCOL = "protocol-error"
     NO_REFERENCE = "no-reference"
+    NOTHING_KEPT = "nothing-kept"
+    NO_PART = "takes-no-part"
     REFUSED = "refused-by-guard"
     LEDGER = "ledger-error"
     INTERNAL = "internal-error"
@@ -88,6 +98,8 @@ _SENTENCES = {
     ErrorCode.TRAINING: "training at the site could not go on; its site.log says why",
     ErrorCode.PROTOCOL: "the site does not understand the request; compare versions of fedqc and tasks",
     ErrorCode.NO_REFERENCE: "the site has no reference case for this phase",
+    ErrorCode.NOTHING_KEPT: "the site kept no case to train segmentation on",
+    ErrorCode.NO_PART: "the site's policy is to take no part in this phase",
     ErrorCode.REFUSED: "the site's guard refused to let the answer out; its site.log says why",
     ErrorCode.LEDGER: "the site cannot write its ledger, so nothing leaves it",
     ErrorCode.INTERNAL: "something went wrong at the site; its site.log holds the traceback",
@@ -127,15 +139,31 @@ class SummariseRequest(Request):
 
 
 class ModelRequest(Request):
-    """A request that carries the global model."""
+    """A request that carries a global model."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    qc: QCConfig
     weights: Annotated[Weights, SkipValidation] = Field(exclude=True, repr=False)
 
 
-class TrainRequest(ModelRequest):
+class Provenance(FrozenModel):
+    """Where a model that stays at a site comes from."""
+
+    rounds: int = Field(ge=0)
+    """Rounds of training behind the weights."""
+    samples: int = Field(ge=0)
+    """Training samples behind them, over all sites."""
+    sites: tuple[SiteName, ...]
+    """The sites in the last mean."""
+
+
+class QCModelRequest(ModelRequest):
+    """A request that carries the QC model."""
+
+    qc: QCConfig
+
+
+class TrainRequest(QCModelRequest):
     """Train the QC model for one round."""
 
     kind: ClassVar[str] = "train.qc"
@@ -143,7 +171,13 @@ class TrainRequest(ModelRequest):
     rounds: int = Field(ge=1)
 
 
-class CalibrateRequest(ModelRequest):
+class CrossCheckRequest(QCModelRequest):
+    """How good are your reference labels to a model that never saw them?"""
+
+    kind: ClassVar[str] = "query.cross_check"
+
+
+class CalibrateRequest(QCModelRequest):
     """How well does the model judge labels of known quality at your site?"""
 
     kind: ClassVar[str] = "query.calibrate"
@@ -151,18 +185,35 @@ class CalibrateRequest(ModelRequest):
     curation: CurationConfig
 
 
-class ScoreRequest(ModelRequest):
+class ScoreRequest(QCModelRequest):
     """Score and decide; the model stays at the site."""
 
     kind: ClassVar[str] = "query.score"
 
     curation: CurationConfig
-    rounds: int = Field(ge=0)
-    """Rounds of training behind the weights."""
-    samples: int = Field(ge=0)
-    """Training samples behind them, over all sites."""
-    sites: tuple[SiteName, ...]
-    """The sites in the last mean."""
+    provenance: Provenance
+
+
+class SegmentationRequest(ModelRequest):
+    """A request that carries the segmentation model."""
+
+    segmentation: SegmentationConfig
+
+
+class TrainSegmentationRequest(SegmentationRequest):
+    """Train the segmentation model for one round on what you kept."""
+
+    kind: ClassVar[str] = "train.segmentation"
+
+    rounds: int = Field(ge=1)
+
+
+class EvaluateSegmentationRequest(SegmentationRequest):
+    """How well does the segmentation model do on your references? The model stays at the site."""
+
+    kind: ClassVar[str] = "evaluate.segmentation"
+
+    provenance: Provenance
 
 
 R = TypeVar("R", bound=Request)
@@ -320,20 +371,18 @@ def _handshake(record: ConfigRecord, kind: str) -> HandshakeReply:
 
 
 def _numbers(record: MetricRecord, kind: str) -> Statistics:
-    """The numbers of a record, when all are finite and neither keys nor lists are out of bounds."""
+    """The numbers of a record, when neither they nor keys nor lists are out of bounds."""
     if len(record) > MAX_STATISTICS:
         raise ProtocolError(f"{kind}: {len(record)} numbers, at most {MAX_STATISTICS} are allowed")
     for key, value in record.items():
         if not STATISTIC_KEY.fullmatch(key):
             raise ProtocolError(f"{kind}: a key is no dotted name")
         numbers = value if isinstance(value, list) else [value]
-        if len(numbers) > MAX_LIST or not all(map(_is_finite, numbers)):
-            raise ProtocolError(f"{kind}: {key!r} is not finite or is a list of more than {MAX_LIST} numbers")
+        if len(numbers) > MAX_LIST or not all(abs(number) <= MAX_NUMBER for number in numbers):
+            raise ProtocolError(
+                f"{kind}: {key!r} is not finite, above {MAX_NUMBER:g} or a list of more than {MAX_LIST}"
+            )
     return dict(record)
-
-
-def _is_finite(number: Number) -> bool:
-    return isinstance(number, int) or math.isfinite(number)
 
 
 # ---------------------------------------------------------------------------------------------- weights

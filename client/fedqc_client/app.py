@@ -3,7 +3,16 @@
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedqc.protocol import CalibrateRequest, HandshakeRequest, ScoreRequest, SummariseRequest, TrainRequest
+from fedqc.protocol import (
+    CalibrateRequest,
+    CrossCheckRequest,
+    EvaluateSegmentationRequest,
+    HandshakeRequest,
+    ScoreRequest,
+    SummariseRequest,
+    TrainRequest,
+    TrainSegmentationRequest,
+)
 from fedqc_client import tasks
 from fedqc_client.guard import answer
 
@@ -28,6 +37,12 @@ def train(message: Message, context: Context) -> Message:
     return answer(message, context, TrainRequest, tasks.train)
 
 
+@app.query("cross_check")
+def cross_check(message: Message, context: Context) -> Message:
+    """Have the references judged by a model that never saw them."""
+    return answer(message, context, CrossCheckRequest, tasks.cross_check)
+
+
 @app.query("calibrate")
 def calibrate(message: Message, context: Context) -> Message:
     """Try the QC model on labels of known quality."""
@@ -38,3 +53,15 @@ def calibrate(message: Message, context: Context) -> Message:
 def score(message: Message, context: Context) -> Message:
     """Score the site's candidates and decide."""
     return answer(message, context, ScoreRequest, tasks.score)
+
+
+@app.train("segmentation")
+def train_segmentation(message: Message, context: Context) -> Message:
+    """Train the segmentation model for one round on what the site kept."""
+    return answer(message, context, TrainSegmentationRequest, tasks.train_segmentation)
+
+
+@app.evaluate("segmentation")
+def evaluate_segmentation(message: Message, context: Context) -> Message:
+    """Try the segmentation model on the references and keep it."""
+    return answer(message, context, EvaluateSegmentationRequest, tasks.evaluate_segmentation)

@@ -36,7 +36,14 @@ from fedqc.protocol import (
     request_from_records,
 )
 from fedqc.statistics.privacy import release
-from fedqc.statistics.site import CalibrationSummary, CurationSummary, DataSummary, Figure
+from fedqc.statistics.site import (
+    CalibrationSummary,
+    CrossCheckSummary,
+    CurationSummary,
+    DataSummary,
+    Figure,
+    SegmentationSummary,
+)
 from fedqc.task import Task, load_task
 from fedqc_client.ledger import Ledger
 
@@ -53,7 +60,8 @@ class Trained:
     losses: dict[str, Figure]
 
 
-Outcome = HandshakeReply | Trained | DataSummary | CalibrationSummary | CurationSummary | ErrorReply
+Summary = DataSummary | CrossCheckSummary | CalibrationSummary | CurationSummary | SegmentationSummary
+Outcome = HandshakeReply | Trained | Summary | ErrorReply
 R = TypeVar("R", bound=Request)
 
 
@@ -117,12 +125,16 @@ def statistic_keys(kind: str, task: Task) -> frozenset[str]:
             volumes = {f"volume_ml.{name}.{part}" for name in task.classes for part in ("mean", "sd")}
             left_out = {f"left_out.{code}" for code in get_args(Code)}
             return frozenset({"cases", "patients", "references"} | left_out | volumes)
+        case "query.cross_check":
+            return frozenset({"references", "quality_mean", "quality_sd"})
         case "query.calibrate":
             return frozenset({"samples", "r", "mae", "rmse", "auroc"})
         case "query.score":
             decisions = {f"decisions.{outcome}" for outcome in Decided}
             regions = {f"regions_mean.{name}" for name in task.regions}
             return frozenset({"candidates", "quality", "quality_mean", "quality_sd"} | decisions | regions)
+        case "evaluate.segmentation":
+            return frozenset({"cases", "dice_mean", "dice_sd"} | {f"dice.{name}" for name in task.regions})
     return frozenset()
 
 
@@ -148,7 +160,13 @@ def _filtered(outcome: Outcome, min_count: int) -> Reply:
             released = release(outcome.losses, min_count)
             losses = {name: value for name, value in released.items() if isinstance(value, float)}
             return TrainReply(weights=outcome.weights, samples=outcome.samples, losses=losses)
-        case DataSummary() | CalibrationSummary() | CurationSummary():
+        case (
+            DataSummary()
+            | CrossCheckSummary()
+            | CalibrationSummary()
+            | CurationSummary()
+            | SegmentationSummary()
+        ):
             return StatisticsReply(values=dict(release(outcome, min_count)))
     raise GuardError(f"{type(outcome).__name__} is nothing that may leave a site")
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -25,37 +25,49 @@ from fedqc.curation.manifest import (
     Manifest,
     UsedModel,
     UsedRule,
+    kept,
+    read_manifest,
     write_manifest,
     write_scores,
 )
 from fedqc.curation.rules import ThresholdRule
 from fedqc.degradation.samples import ALL_KINDS, degrade_cases
-from fedqc.errors import ModelError, ProtocolError
-from fedqc.methods.base import Method, RoundPlan, get_method
+from fedqc.errors import DataError, ModelError, ProtocolError
+from fedqc.methods.base import Method, RoundPlan, RoundResult, get_method
 from fedqc.model import ModelCard, load_weights, save_model
 from fedqc.protocol import (
     PROTOCOL_VERSION,
     CalibrateRequest,
+    CrossCheckRequest,
     ErrorCode,
     ErrorReply,
+    EvaluateSegmentationRequest,
     HandshakeReply,
     HandshakeRequest,
     ModelRequest,
+    QCModelRequest,
     Request,
     ScoreRequest,
+    SegmentationRequest,
     SummariseRequest,
     TrainRequest,
+    TrainSegmentationRequest,
     task_digest,
 )
 from fedqc.seeding import generator
+from fedqc.segmentation import Segmentation
 from fedqc.statistics.site import (
     CalibrationSummary,
+    CrossCheckSummary,
     CurationSummary,
     DataSummary,
     Figure,
+    SegmentationSummary,
     summarise_calibration,
+    summarise_cross_check,
     summarise_curation,
     summarise_data,
+    summarise_segmentation,
 )
 from fedqc.task import Task, load_task
 from fedqc_client.guard import Trained
@@ -102,7 +114,8 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     training, _ = split_references(data.references, request.seed)
     if not training:
         return ErrorReply(ErrorCode.NO_REFERENCE)
-    method, network = _model(request, task)
+    method, network = _qc_model(request, task)
+    compute = choose_compute(site.compute.device, site.compute.precision)
     plan = RoundPlan(
         seed=request.seed,
         site=site.name,
@@ -111,15 +124,21 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
         steps=request.qc.local_steps,
         batch_size=request.qc.batch_size,
     )
-    compute = choose_compute(site.compute.device, site.compute.precision)
     result = method.train_round(network, CachedCases(data.cache, training), plan, compute)
-    n_patients = len({case.patient for case in training})
-    return Trained(
-        weights={name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()},
-        samples=result.samples,
-        losses={
-            name: Figure(value=float(value), patients=n_patients) for name, value in result.losses.items()
-        },
+    return _trained(network, result, training)
+
+
+def cross_check(site: SiteConfig, request: CrossCheckRequest) -> CrossCheckSummary | ErrorReply:
+    """Score the labels of all references, as they are, with a model that was trained at other sites."""
+    task = _task(site, request)
+    data = load_site_data(site, task)
+    if not data.references:
+        return ErrorReply(ErrorCode.NO_REFERENCE)
+    method, network = _qc_model(request, task)
+    compute = choose_compute(site.compute.device, site.compute.precision)
+    scores = method.score(network, iter(CachedCases(data.cache, data.references)), compute)
+    return summarise_cross_check(
+        [score.quality for score in scores], [case.patient for case in data.references]
     )
 
 
@@ -130,7 +149,7 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> CalibrationSummary
     _, held_back = split_references(data.references, request.seed)
     if not held_back:
         return ErrorReply(ErrorCode.NO_REFERENCE)
-    method, network = _model(request, task)
+    method, network = _qc_model(request, task)
     kinds = [kind for kind in ALL_KINDS if kind not in request.qc.leave_out]
     rng = generator(request.seed, site.name, "calibrate", 0)
     truth: list[float] = []
@@ -150,12 +169,12 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> CalibrationSummary
 def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     """Score the site's candidates, decide, and leave everything a person needs in the site's results folder.
 
-    The folder then holds `manifest.json`, `scores.csv`, `model/` and `error_maps/<id>.nii.gz`: the
+    The folder then holds `manifest.json`, `scores.csv`, `models/qc/` and `error_maps/<id>.nii.gz`: the
     probability in per cent (uint8) that the label is wrong, on the grid of the case's own files.
     """
     task = _task(site, request)
     data = load_site_data(site, task)
-    method, network = _model(request, task)
+    method, network = _qc_model(request, task)
     compute = choose_compute(site.compute.device, site.compute.precision)
     rule = ThresholdRule(request.curation.threshold, request.curation.review)
     model_sha256 = _store_model(site, request, network, task)
@@ -218,6 +237,66 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     )
 
 
+def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> Trained | ErrorReply:
+    """Train the segmentation model for one round on the cases that the site's manifest keeps.
+
+    Raises:
+        DataError: the site has not curated its cases, or a kept case's files have changed since.
+    """
+    if not site.policy.segmentation:
+        return ErrorReply(ErrorCode.NO_PART)
+    task = _task(site, request)
+    data = load_site_data(site, task)
+    cases = _kept_cases(site, task, data)
+    if request.segmentation.references:
+        training, _ = split_references(data.references, request.seed)
+        cases += training
+    if not cases:
+        return ErrorReply(ErrorCode.NOTHING_KEPT)
+    segmentation, network = _segmentation_model(request, task)
+    compute = choose_compute(site.compute.device, site.compute.precision)
+    plan = RoundPlan(
+        seed=request.seed,
+        site=site.name,
+        round=request.round,
+        rounds=request.rounds,
+        steps=request.segmentation.local_steps,
+        batch_size=request.segmentation.batch_size,
+    )
+    result = segmentation.train_round(network, CachedCases(data.cache, cases), plan, compute)
+    return _trained(network, result, cases)
+
+
+def evaluate_segmentation(
+    site: SiteConfig, request: EvaluateSegmentationRequest
+) -> SegmentationSummary | ErrorReply:
+    """Keep the segmentation model, and try it on the references that it was not trained on."""
+    task = _task(site, request)
+    segmentation, network = _segmentation_model(request, task)
+    card = ModelCard(
+        stage="segmentation",
+        task=task,
+        segmentation=request.segmentation,
+        federation=request.federation,
+        seed=request.seed,
+        **request.provenance.model_dump(),
+    )
+    save_model(site.results / "models" / "segmentation", network.state_dict(), card)
+    data = load_site_data(site, task)
+    references = data.references
+    if request.segmentation.references:
+        _, references = split_references(references, request.seed)
+    if not references:
+        return ErrorReply(ErrorCode.NO_REFERENCE)
+    compute = choose_compute(site.compute.device, site.compute.precision)
+    scores = list(segmentation.evaluate(network, iter(CachedCases(data.cache, references)), compute))
+    return summarise_segmentation(
+        dice=[score.dice for score in scores],
+        regions={name: [score.regions[name] for score in scores] for name in task.regions},
+        patients=[score.patient for score in scores],
+    )
+
+
 def _task(site: SiteConfig, request: Request) -> Task:
     """The site's task, which must be the federation's.
 
@@ -232,7 +311,7 @@ def _task(site: SiteConfig, request: Request) -> Task:
     return task
 
 
-def _model(request: ModelRequest, task: Task) -> tuple[Method, nn.Module]:
+def _qc_model(request: QCModelRequest, task: Task) -> tuple[Method, nn.Module]:
     """The method and its network with the weights of the request.
 
     Raises:
@@ -240,13 +319,64 @@ def _model(request: ModelRequest, task: Task) -> tuple[Method, nn.Module]:
     """
     method = get_method(request.qc.method)(task, request.qc)
     network = method.build(0)
+    _load(request, network)
+    return method, network
+
+
+def _segmentation_model(request: SegmentationRequest, task: Task) -> tuple[Segmentation, nn.Module]:
+    """The segmentation network with the weights of the request; raises as `_qc_model` does."""
+    segmentation = Segmentation(task, request.segmentation)
+    network = segmentation.build(0)
+    _load(request, network)
+    return segmentation, network
+
+
+def _load(request: ModelRequest, network: nn.Module) -> None:
     state = {name: torch.from_numpy(np.array(values)) for name, values in request.weights.items()}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
         raise ModelError(
             "the weights from the coordinator are not finite; it has to start from another model"
         )
     load_weights(network, state, source="the coordinator's request")
-    return method, network
+
+
+def _trained(network: nn.Module, result: RoundResult, cases: Sequence[CaseFiles]) -> Trained:
+    """A round's outcome; its losses tell something about those patients of `cases` that were drawn."""
+    n_patients = min(len({case.patient for case in cases}), result.samples)
+    return Trained(
+        weights={name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()},
+        samples=result.samples,
+        losses={
+            name: Figure(value=float(value), patients=n_patients) for name, value in result.losses.items()
+        },
+    )
+
+
+def _kept_cases(site: SiteConfig, task: Task, data: SiteData) -> tuple[CaseFiles, ...]:
+    """The candidates that the site's manifest keeps, exactly as they were when they were scored.
+
+    Raises:
+        DataError: there is no manifest, it is not this site's, or a kept case's files have changed since.
+    """
+    path = site.results / "manifest.json"
+    manifest = read_manifest(path)
+    if (manifest.site, manifest.task) != (site.name, task.name):
+        raise DataError(
+            f"{path}: the manifest is of site {manifest.site!r} and task {manifest.task!r}, "
+            f"not of {site.name!r} and {task.name!r}; score this site's cases again"
+        )
+    wanted, entries = set(kept(manifest)), {entry.id: entry for entry in manifest.entries}
+    cases = tuple(case for case in data.candidates if case.id in wanted)
+    changed = [
+        case.id for case in cases if _input_files(site, task, data.cache, case) != entries[case.id].files
+    ]
+    changed += sorted(wanted - {case.id for case in cases})
+    if changed:
+        raise DataError(
+            f"{path}: kept cases changed or vanished since they were scored: {', '.join(changed[:5])}; "
+            "score the site's cases again"
+        )
+    return cases
 
 
 def _volumes_ml(case: Case, task: Task) -> list[float]:
@@ -303,12 +433,11 @@ def _store_model(site: SiteConfig, request: ScoreRequest, network: nn.Module, ta
         SHA-256 of the stored weights.
     """
     card = ModelCard(
+        stage="qc",
         task=task,
         qc=request.qc,
         federation=request.federation,
         seed=request.seed,
-        rounds=request.rounds,
-        samples=request.samples,
-        sites=request.sites,
+        **request.provenance.model_dump(),
     )
-    return save_model(site.results / "model", network.state_dict(), card)
+    return save_model(site.results / "models" / "qc", network.state_dict(), card)

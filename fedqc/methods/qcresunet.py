@@ -1,7 +1,7 @@
 """QCResUNet as a QC method (Qiu et al., MICCAI 2023): DSC of every region, their mean, and an error map."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -23,9 +23,6 @@ from fedqc.networks.qcresunet import QCOutput, QCResUNet
 from fedqc.seeding import derive_seed, generator
 from fedqc.task import Task
 from fedqc.training import Progress, TrainSettings, train
-
-SHORTEST_BF16_AXIS = 3
-"""Voxels of the deepest layer from which training in bf16 is safe on a CPU (docs/decisions/0009)."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +100,7 @@ class QCResUNetMethod(Method):
             first_step=first_step,
             warmup_steps=50,
         )
-        if compute.device.type == "cpu" and self.shortest_axis < SHORTEST_BF16_AXIS:
-            compute = replace(compute, dtype=torch.float32)
+        compute = compute.for_training(self.shortest_axis)
         rng = generator(plan.seed, "train", plan.site, plan.round)
         # Dropout draws from PyTorch's own generator.
         with torch.random.fork_rng(devices=[compute.device] if compute.device.type == "cuda" else []):

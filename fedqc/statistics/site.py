@@ -101,6 +101,14 @@ class DataSummary(FrozenModel):
     """By class."""
 
 
+class CrossCheckSummary(FrozenModel):
+    """What a model that never saw a site's references says of their labels (phase cross-check)."""
+
+    references: Figure
+    quality_mean: Figure | None
+    quality_sd: Figure | None
+
+
 class CalibrationSummary(FrozenModel):
     """How well the QC model does on a site's calibration cases, degraded in known ways (phase calibrate)."""
 
@@ -122,6 +130,16 @@ class CurationSummary(FrozenModel):
     quality_mean: Figure | None
     quality_sd: Figure | None
     regions_mean: dict[str, Figure]
+
+
+class SegmentationSummary(FrozenModel):
+    """How well the segmentation model does on a site's references (phase evaluate.segmentation)."""
+
+    cases: Figure
+    dice_mean: Figure | None
+    dice_sd: Figure | None
+    dice: dict[str, Figure]
+    """By region, over the cases."""
 
 
 def summarise_data(
@@ -158,6 +176,49 @@ def summarise_data(
             for code, names in sorted(left_out.items())
         },
         volume_ml={name: _volume(name, values, owner) for name, values in volumes_ml.items()},
+    )
+
+
+def summarise_cross_check(quality: ArrayLike, patients: Sequence[str]) -> CrossCheckSummary:
+    """Summarise the predicted quality `[n]` of a site's references.
+
+    Raises:
+        DataError: the lengths differ.
+    """
+    scores, owner = np.asarray(quality, dtype=np.float64), _strings(patients)
+    _check_lengths(len(owner), quality=len(scores))
+    return CrossCheckSummary(
+        references=Figure(value=len(owner), patients=_distinct(owner)),
+        **_mean_and_sd("quality", scores, owner),
+    )
+
+
+def summarise_segmentation(
+    dice: ArrayLike, regions: Mapping[str, ArrayLike], patients: Sequence[str]
+) -> SegmentationSummary:
+    """Summarise the DSC of the segmentation model on a site's references.
+
+    Args:
+        dice: `[n]` mean DSC of each case.
+        regions: by region, `[n]` DSC.
+        patients: the patient of each case.
+
+    Raises:
+        DataError: the lengths differ.
+    """
+    scores, owner = np.asarray(dice, dtype=np.float64), _strings(patients)
+    per_region = {name: np.asarray(values, dtype=np.float64) for name, values in regions.items()}
+    lengths = {f"region {name}": len(values) for name, values in per_region.items()}
+    _check_lengths(len(owner), dice=len(scores), **lengths)
+    everyone = _distinct(owner)
+    return SegmentationSummary(
+        cases=Figure(value=len(owner), patients=everyone),
+        dice={
+            name: Figure(value=float(values.mean()), patients=everyone)
+            for name, values in per_region.items()
+            if len(values)
+        },
+        **_mean_and_sd("dice", scores, owner),
     )
 
 
@@ -220,8 +281,7 @@ def summarise_curation(
         candidates=Figure(value=len(owner), patients=everyone),
         decisions=_decisions(outcomes, owner),
         quality=quality_histogram(scores, patients) if len(owner) else None,
-        quality_mean=_figure(float(scores.mean()) if len(owner) else None, everyone),
-        quality_sd=_figure(float(scores.std(ddof=1)) if len(owner) > 1 else None, everyone),
+        **_mean_and_sd("quality", scores, owner),
         regions_mean={
             name: Figure(value=float(values.mean()), patients=everyone)
             for name, values in per_region.items()
@@ -281,6 +341,15 @@ def _volume(name: str, values: ArrayLike, owner: NDArray[np.str_]) -> Volume:
         mean=_figure(float(volumes[has].mean()) if has.any() else None, behind),
         sd=_figure(float(volumes[has].std(ddof=1)) if has.sum() > 1 else None, behind),
     )
+
+
+def _mean_and_sd(name: str, values: NDArray[np.float64], owner: NDArray[np.str_]) -> dict[str, Figure | None]:
+    """`<name>_mean` and `<name>_sd` of values that tell something about their owners."""
+    everyone = _distinct(owner)
+    return {
+        f"{name}_mean": _figure(float(values.mean()) if len(values) else None, everyone),
+        f"{name}_sd": _figure(float(values.std(ddof=1)) if len(values) > 1 else None, everyone),
+    }
 
 
 def _figure(value: float | None, patients: int) -> Figure | None:

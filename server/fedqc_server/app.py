@@ -16,10 +16,21 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Lead one run; `run_config` names the federation.toml, the run's folder and the seed."""
+    """Lead one run.
+
+    `run_config` names the federation.toml, the run's folder and the seed; `resume` (default False) goes on
+    with a run in that folder, `phases` (default all) names the phases wanted, separated by commas.
+    """
     settings = context.run_config
     missing = [key for key in ("federation", "out", "seed") if key not in settings]
     if missing:
         raise ConfigError(f"the run's configuration lacks {', '.join(missing)}; start the run with fedqc")
     config = load_federation(Path(str(settings["federation"])))
-    run_federation(grid, config, RunFolder(Path(str(settings["out"]))), seed=int(settings["seed"]))
+    phases = str(settings.get("phases", ""))
+    run_federation(
+        grid,
+        config,
+        RunFolder(Path(str(settings["out"])), resume=bool(settings.get("resume", False))),
+        seed=int(settings["seed"]),
+        only=phases.split(",") if phases else None,
+    )

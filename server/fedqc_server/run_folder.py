@@ -1,12 +1,15 @@
 """The folder of a run: everything the coordinator learns, written as it learns it.
 
-run.json          configuration, versions, seed, sites, seconds a phase, outcome
+run.json          configuration, versions, seed, sites, finished phases and their seconds, outcome
 events.jsonl      one line an event: time, phase, round, site, event and what belongs to it
 statistics.json   what the sites said, phase by phase
-models/qc/        the QC model after the last finished round
+checkpoints/      of each network in training, the state after the last finished round
+models/           qc and segmentation, each as it was when its training ended
+report.html       all of it for people
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +23,7 @@ from fedqc.errors import ConfigError
 Listener = Callable[[dict[str, Any]], None]
 Outcome = Literal["running", "completed", "failed", "interrupted"]
 
-_OWN = ("run.json", "events.jsonl", "statistics.json", "models")
+_OWN = ("run.json", "events.jsonl", "statistics.json", "checkpoints", "models")
 # A ServerApp gets its settings from Flower as scalars; a listener in the same process reaches it this way.
 _LISTENER: ContextVar[Listener | None] = ContextVar("fedqc_listener", default=None)
 
@@ -49,36 +52,96 @@ def check_new_folder(path: Path) -> None:
 
 
 class RunFolder:
-    """One run on disk. Files are written aside and renamed, so a reader never sees half of one."""
+    """One run on disk. Files are written aside and renamed, so a reader never sees half of one.
 
-    def __init__(self, path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        """Name the folder; it is made when the run starts.
+    Args:
+        path: of the folder; it is made when the run starts.
+        resume: go on with the run that the folder holds, if it holds one.
+        now: the time.
 
-        Raises:
-            ConfigError: it holds a run already.
-        """
+    Raises:
+        ConfigError: the folder holds a run and is not to be resumed, or what it holds cannot be read.
+    """
+
+    def __init__(
+        self, path: Path, *, resume: bool = False, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        if path.exists() and not path.is_dir():
+            raise ConfigError(
+                f"{path}: the run's folder is a file; nothing is written over, so name a new one"
+            )
         there = [name for name in _OWN if (path / name).exists()]
-        if there or (path.exists() and not path.is_dir()):
-            found = f"already holds a run ({', '.join(there)})" if there else "is a file"
-            raise ConfigError(f"{path}: the run's folder {found}; nothing is written over, so name a new one")
+        if there and not resume:
+            raise ConfigError(
+                f"{path}: the run's folder already holds a run ({', '.join(there)}); "
+                "nothing is written over, so name a new one, or resume the run that is there"
+            )
+        if there and "run.json" not in there:
+            raise ConfigError(
+                f"{path}: holds {', '.join(there)} but no run.json, so there is no run to resume; "
+                "restore the file or name a new folder"
+            )
         self.path = path
         self._now = now
         self._listener = _LISTENER.get()
-        self._record: dict[str, Any] = {}
-        self._seconds: dict[str, float] = {}
         self._phase: str | None = None
+        self._record: dict[str, Any] = {}
+        self.statistics: dict[str, Any] = {}
+        """What was learned; the content of `statistics.json`."""
+        if (path / "run.json").exists():  # the first file of a run
+            self._record = _read_object(path / "run.json")
+            if (path / "statistics.json").exists():
+                self.statistics = _read_object(path / "statistics.json")
+            _drop_torn_line(path / "events.jsonl")
 
     @property
-    def model(self) -> Path:
-        """Where the QC model goes."""
-        return self.path / "models" / "qc"
+    def models(self) -> Path:
+        """Where the trained models go."""
+        return self.path / "models"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where networks in training are kept."""
+        return self.path / "checkpoints"
+
+    @property
+    def done(self) -> tuple[str, ...]:
+        """The phases that were finished."""
+        return tuple(self._record.get("done", ()))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The content of `run.json`."""
+        return dict(self._record)
 
     def start(self, **record: Any) -> None:
-        """Make the folder and write `run.json` with what is known at the start."""
+        """Make the folder and write `run.json` with what is known at the start, or go on with the run in it.
+
+        Raises:
+            ConfigError: the run in the folder has another seed or configuration.
+        """
+        for key in ("seed", "task", "config"):
+            if self._record and self._record.get(key) != record.get(key):
+                raise ConfigError(
+                    f"{self.path / 'run.json'}: the run has another {key} than the one to resume it with; "
+                    "resume it as it was started"
+                )
         self.path.mkdir(parents=True, exist_ok=True)
-        self._record = {**record, "started": self._time(), "outcome": "running"}
+        for left_behind in self.path.glob(".updates-*"):  # of a round that was cut off
+            shutil.rmtree(left_behind, ignore_errors=True)
+        resumed = bool(self._record)
+        if resumed:
+            self._record |= {"outcome": "running", "reason": None, "finished": None}
+        else:
+            self._record = {
+                **record,
+                "started": self._time(),
+                "done": [],
+                "seconds": {},
+                "outcome": "running",
+            }
         self._save()
-        self.event("run-started")
+        self.event("run-resumed" if resumed else "run-started")
 
     def note(self, **record: Any) -> None:
         """Add to `run.json`."""
@@ -92,17 +155,28 @@ class RunFolder:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """A phase of the run: its events carry its name, its seconds go to `run.json`."""
+        """A phase of the run: its events carry its name, its seconds go to `run.json`.
+
+        A phase that was cut off before goes on: its seconds add up.
+        """
         self._phase = name
         begin = time.monotonic()
         self.event("phase-started")
+        done = list(self.done)
         try:
             yield
+            done = done if name in done else [*done, name]
         finally:
-            self._seconds[name] = round(time.monotonic() - begin, 3)
-            self.note(seconds=self._seconds)
-            self.event("phase-finished", seconds=self._seconds[name])
+            before = self._record.get("seconds", {})
+            seconds = round(time.monotonic() - begin, 3)
+            self.note(seconds=before | {name: round(before.get(name, 0.0) + seconds, 3)}, done=done)
+            self.event("phase-finished", seconds=seconds)
             self._phase = None
+
+    def learned(self, key: str, values: object) -> None:
+        """Write into `statistics.json` what a phase came to."""
+        self.statistics[key] = values
+        self.write_json("statistics.json", self.statistics)
 
     def event(self, event: str, *, round: int | None = None, site: str | None = None, **details: Any) -> None:  # noqa: A002 - the word of the file
         """Append a line to `events.jsonl` and tell the listener."""
@@ -132,3 +206,27 @@ class RunFolder:
 
     def _time(self) -> str:
         return self._now().isoformat(timespec="milliseconds")
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object that a run has written."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error}), so the run cannot be resumed; restore the file or start anew"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: holds a {type(values).__name__}, expected an object; restore the file or start anew"
+        )
+    return values
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A run that was killed while it wrote an event leaves half a line."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        content = file.read()
+        file.truncate(content.rfind(b"\n") + 1)

@@ -1,6 +1,5 @@
 """Small federations on disk: balls of known place, labels of known quality, a method without training."""
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,33 +9,14 @@ import numpy as np
 import pytest
 import torch
 from fedqc_server.roster import Clock
-from numpy.typing import NDArray
 from torch import nn
 
-from fedqc.cases.volumes import Case, write_volume
+from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.methods.base import Method, RoundPlan, RoundResult, Score
 from fedqc.seeding import generator
 from fedqc.training import Progress
-
-SIDE = 20
-TASK = """
-name = "ball"
-modalities = ["t1"]
-spacing = [1.0, 1.0, 1.0]
-size = [16, 16, 16]
-[classes]
-ball = [1]
-[regions]
-ball = ["ball"]
-"""
-
-
-def ball(centre: NDArray[np.float64], radius: float = 5.0) -> NDArray[np.bool_]:
-    grid = np.indices((SIDE, SIDE, SIDE))
-    offset = grid - centre.reshape(3, 1, 1, 1)
-    inside: NDArray[np.bool_] = (offset**2).sum(axis=0) <= radius**2
-    return inside
+from tests.federation.runs import write_federation, write_site, write_task
 
 
 class TinyMethod(Method):
@@ -90,67 +70,41 @@ class _Point:
         return self.method
 
 
+def _install_tiny_method(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("fedqc.methods.base.entry_points", lambda group: [_Point("tiny", TinyMethod)])
+
+
 @pytest.fixture
 def tiny_method(monkeypatch: pytest.MonkeyPatch) -> None:
     """Install `TinyMethod` as a plug-in would."""
-    monkeypatch.setattr("fedqc.methods.base.entry_points", lambda group: [_Point("tiny", TinyMethod)])
+    _install_tiny_method(monkeypatch)
 
 
-SiteMaker = Callable[..., Path]
+@pytest.fixture(scope="module")
+def tiny_method_throughout() -> Iterator[None]:
+    """The same for all tests of a module, and for what they share."""
+    with pytest.MonkeyPatch.context() as patch:
+        _install_tiny_method(patch)
+        yield
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the report at the end of a run: its figures take longer than the run."""
+    monkeypatch.setattr("fedqc_server.phases.build_coordinator_report", lambda folder: None)
 
 
 @pytest.fixture
 def task_file(tmp_path: Path) -> Path:
-    path = tmp_path / "ball.toml"
-    path.write_text(TASK)
-    return path
+    return write_task(tmp_path)
 
 
 @pytest.fixture
-def make_site(tmp_path: Path, task_file: Path) -> SiteMaker:
+def make_site(tmp_path: Path, task_file: Path) -> Callable[..., Path]:
     """Writes a site's folder: reference cases, good candidates and candidates with a shifted label."""
 
-    def make(
-        name: str,
-        *,
-        references: int = 4,
-        good: int = 3,
-        spoiled: int = 1,
-        min_count: int = 1,
-        task: Path | None = None,
-        prefix: str = "",
-    ) -> Path:
-        folder = tmp_path / "sites" / name
-        rng = generator(1, name)
-        kinds = ["ref"] * references + ["good"] * good + ["bad"] * spoiled
-        rows: list[dict[str, str]] = []
-        (folder / "data").mkdir(parents=True)
-        for index, kind in enumerate(kinds):
-            case = f"{prefix}{kind}-{index}"
-            place = 9.5 + rng.uniform(-1, 1, size=3)
-            image = np.where(ball(place), 100.0, 10.0) + rng.uniform(0, 1, (SIDE,) * 3)
-            label = ball(place + (6 if kind == "bad" else 0))
-            # An axis runs the other way, so that error maps have to find their way back.
-            affine = np.diag([-1.0, 1.0, 1.0, 1.0])
-            write_volume(folder / "data" / f"{case}.nii.gz", image.astype(np.float32), affine)
-            write_volume(folder / "data" / f"{case}-label.nii.gz", label, affine)
-            rows.append(
-                {"id": case, "t1": f"{case}.nii.gz", "label": f"{case}-label.nii.gz", "patient": f"P{index}"}
-            )
-        with (folder / "data" / "cases.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, ["id", "t1", "label", "patient"])
-            writer.writeheader()
-            writer.writerows(rows)
-        vouched = [row["id"] for row in rows[:references]]
-        (folder / "reference.csv").write_text("\n".join(["id", *vouched]) + "\n")
-        site = folder / "site.toml"
-        site.write_text(
-            f'name = "{name}"\ntask = "{task or task_file}"\n'
-            '[data]\npath = "data"\nlayout = "csv"\nreference = "reference.csv"\n'
-            '[compute]\ndevice = "cpu"\nprecision = "fp32"\nworkers = 1\n'
-            f"[policy]\nmin_count = {min_count}\n"
-        )
-        return site
+    def make(name: str, *, task: Path | None = None, **options: Any) -> Path:
+        return write_site(tmp_path, name, task or task_file, **options)
 
     return make
 
@@ -159,22 +113,8 @@ def make_site(tmp_path: Path, task_file: Path) -> SiteMaker:
 def make_federation(tmp_path: Path, task_file: Path) -> Callable[..., Path]:
     """Writes a federation.toml."""
 
-    def make(
-        sites: Iterable[str],
-        *,
-        minimum: int = 1,
-        rounds: int = 2,
-        deadline: str = "60s",
-        method: str = "tiny",
-    ) -> Path:
-        path = tmp_path / "federation.toml"
-        path.write_text(
-            f'name = "test"\ntask = "{task_file}"\n'
-            f'[sites]\nexpected = {sorted(sites)}\nminimum = {minimum}\nwait = "1s"\n'
-            f'[qc]\nmethod = "{method}"\nrounds = {rounds}\nlocal_steps = 2\nbatch_size = 2\n'
-            f'deadline = "{deadline}"\n[privacy]\nmin_count = 1\n'
-        )
-        return path
+    def make(sites: Iterable[str], **options: Any) -> Path:
+        return write_federation(tmp_path, sites, task_file, **options)
 
     return make
 

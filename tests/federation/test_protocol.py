@@ -7,15 +7,19 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
-from fedqc.config import CurationConfig, QCConfig
+from fedqc.config import CurationConfig, QCConfig, SegmentationConfig
 from fedqc.errors import ProtocolError
 from fedqc.protocol import (
     REPLIES,
     CalibrateRequest,
+    CrossCheckRequest,
     ErrorCode,
     ErrorReply,
+    EvaluateSegmentationRequest,
     HandshakeReply,
     HandshakeRequest,
+    ModelRequest,
+    Provenance,
     Reply,
     Request,
     ScoreRequest,
@@ -23,6 +27,7 @@ from fedqc.protocol import (
     SummariseRequest,
     TrainReply,
     TrainRequest,
+    TrainSegmentationRequest,
     Weights,
     content_digest,
     reply_from_records,
@@ -41,6 +46,8 @@ WEIGHTS: Weights = {
     "a.count": np.array(5, np.int64),
 }
 MODEL: dict[str, Any] = COMMON | {"qc": QCConfig(rounds=7), "weights": WEIGHTS}
+SEGMENTATION: dict[str, Any] = COMMON | {"segmentation": SegmentationConfig(rounds=3), "weights": WEIGHTS}
+PROVENANCE = Provenance(rounds=7, samples=9, sites=("a", "b"))
 
 
 @pytest.mark.parametrize(
@@ -50,14 +57,17 @@ MODEL: dict[str, Any] = COMMON | {"qc": QCConfig(rounds=7), "weights": WEIGHTS}
         SummariseRequest(**COMMON),
         TrainRequest(**MODEL, round=2, rounds=7),
         CalibrateRequest(**MODEL, curation=CurationConfig(threshold=0.6)),
-        ScoreRequest(**MODEL, curation=CurationConfig(), rounds=7, samples=9, sites=("a", "b")),
+        CrossCheckRequest(**MODEL),
+        ScoreRequest(**MODEL, curation=CurationConfig(), provenance=PROVENANCE),
+        TrainSegmentationRequest(**SEGMENTATION, round=1, rounds=3),
+        EvaluateSegmentationRequest(**SEGMENTATION, provenance=PROVENANCE),
     ],
     ids=lambda request_: request_.kind,
 )
 def test_a_request_comes_back_as_it_went(request_: Request) -> None:
     read = request_from_records(request_to_records(request_), type(request_))
     assert read.model_dump_json() == request_.model_dump_json()
-    if isinstance(request_, TrainRequest) and isinstance(read, TrainRequest):
+    if isinstance(request_, ModelRequest) and isinstance(read, ModelRequest):
         assert list(read.weights) == ["b.weight", "a.count"]
         for name, values in WEIGHTS.items():
             np.testing.assert_array_equal(read.weights[name], values)
@@ -74,8 +84,9 @@ def test_another_protocol_version_is_told_apart() -> None:
 def test_a_request_that_is_none() -> None:
     with pytest.raises(ProtocolError, match="no record 'request'"):
         request_from_records(RecordDict(), HandshakeRequest)
-    with pytest.raises(ProtocolError, match="carries no weights"):
-        request_from_records(request_to_records(HandshakeRequest(**COMMON)), TrainRequest)
+    for model in (TrainRequest, CrossCheckRequest, TrainSegmentationRequest):
+        with pytest.raises(ProtocolError, match="carries no weights"):
+            request_from_records(request_to_records(HandshakeRequest(**COMMON)), model)
     records = request_to_records(HandshakeRequest(**COMMON))
     records.config_records["request"]["body"] = '{"seed": -1, "more": 2}'
     with pytest.raises(ProtocolError, match="5 fields differ"):
@@ -91,15 +102,20 @@ def test_a_request_that_is_none() -> None:
         ("query.handshake", HandshakeReply(site="a", protocol=1, fedqc="0.1.0", task="f" * 64)),
         ("query.summarise", StatisticsReply({"cases": 3, "volume_ml.ball.mean": 0.5, "quality": [1, -1]})),
         ("query.score", ErrorReply(ErrorCode.DATA)),
+        ("query.cross_check", StatisticsReply({"references": 9, "quality_mean": 0.5})),
+        ("train.segmentation", ErrorReply(ErrorCode.NOTHING_KEPT)),
+        ("train.segmentation", ErrorReply(ErrorCode.NO_PART)),
+        ("evaluate.segmentation", StatisticsReply({"cases": 9, "dice.ball": 0.5})),
     ],
 )
 def test_a_reply_comes_back_as_it_went(kind: str, reply: Reply) -> None:
     assert reply_from_records(reply_to_records(reply), kind) == reply
 
 
-def test_an_update_comes_back_as_it_went() -> None:
+@pytest.mark.parametrize("kind", ["train.qc", "train.segmentation"])
+def test_an_update_comes_back_as_it_went(kind: str) -> None:
     reply = reply_from_records(
-        reply_to_records(TrainReply(weights=WEIGHTS, samples=16, losses={"loss": 0.5})), "train.qc"
+        reply_to_records(TrainReply(weights=WEIGHTS, samples=16, losses={"loss": 0.5})), kind
     )
     assert isinstance(reply, TrainReply)
     assert (reply.samples, reply.losses) == (16, {"loss": 0.5})
@@ -125,10 +141,14 @@ def _with(records: RecordDict, name: str, record: Any) -> RecordDict:
         (_with(_train_records(), "training", MetricRecord({"samples": 0})), "no count above 0"),
         (_with(_train_records(), "training", MetricRecord({"samples": 1.5})), "no count above 0"),
         (_with(_train_records(), "training", MetricRecord({"samples": 1, "n": 1.0})), "'n' is no loss"),
-        (
-            _with(_train_records(), "training", MetricRecord({"samples": 1, "loss.x": float("inf")})),
-            "not finite",
+        *(
+            (
+                _with(_train_records(), "training", MetricRecord({"samples": 1, "loss.x": number})),
+                "not finite",
+            )
+            for number in (float("inf"), float("nan"), 1e300, -1e300)
         ),
+        (_with(_train_records(), "training", MetricRecord({"samples": 2**60})), "above 1e\\+15"),
         (
             _with(_train_records(), "training", MetricRecord({"samples": 1, "loss./data/x": 0.1})),
             "no dotted name",
@@ -239,5 +259,22 @@ def test_every_error_has_a_sentence() -> None:
 
 
 def test_every_request_has_a_reply() -> None:
-    requests = (HandshakeRequest, SummariseRequest, TrainRequest, CalibrateRequest, ScoreRequest)
+    requests = (
+        HandshakeRequest,
+        SummariseRequest,
+        TrainRequest,
+        CrossCheckRequest,
+        CalibrateRequest,
+        ScoreRequest,
+        TrainSegmentationRequest,
+        EvaluateSegmentationRequest,
+    )
     assert set(REPLIES) == {request.kind for request in requests}
+
+
+@pytest.mark.parametrize("kind", ["query.cross_check", "evaluate.segmentation"])
+def test_only_a_training_request_is_answered_with_weights(kind: str) -> None:
+    with pytest.raises(
+        ProtocolError, match=rf"{kind}: the reply holds the records \['training', 'weights'\]"
+    ):
+        reply_from_records(_train_records(), kind)

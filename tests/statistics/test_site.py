@@ -14,8 +14,10 @@ from fedqc.statistics.site import (
     Tally,
     quality_histogram,
     summarise_calibration,
+    summarise_cross_check,
     summarise_curation,
     summarise_data,
+    summarise_segmentation,
 )
 
 KEEP, DROP, REVIEW = Outcome.KEEP, Outcome.DROP, Outcome.REVIEW
@@ -142,6 +144,46 @@ def test_curation_without_candidates() -> None:
     assert summary.regions_mean == {}
 
 
+def test_cross_check_by_hand() -> None:
+    summary = summarise_cross_check([0.5, 0.75, 1.0], ["p", "p", "q"])
+    assert summary.references == figure(3, 2)
+    assert summary.quality_mean == figure(0.75, 2)
+    assert summary.quality_sd == figure(0.25, 2)  # with n - 1: sqrt((1/16 + 0 + 1/16) / 2)
+
+
+def test_cross_check_of_one_or_no_reference() -> None:
+    alone = summarise_cross_check([0.5], ["p"])
+    assert (alone.references, alone.quality_mean, alone.quality_sd) == (figure(1, 1), figure(0.5, 1), None)
+    nobody = summarise_cross_check([], [])
+    assert (nobody.references, nobody.quality_mean, nobody.quality_sd) == (figure(0, 0), None, None)
+
+
+def test_segmentation_by_hand() -> None:
+    summary = summarise_segmentation(
+        dice=[0.5, 0.75, 1.0],
+        regions={"anterior": [0.5, 0.5, 0.8], "posterior": [0.5, 1.0, 0.0]},
+        patients=["p", "q", "q"],
+    )
+    assert summary.cases == figure(3, 2)
+    assert summary.dice_mean == figure(0.75, 2)
+    assert summary.dice_sd == figure(0.25, 2)
+    assert summary.dice == {
+        "anterior": figure(float(np.mean([0.5, 0.5, 0.8])), 2),
+        "posterior": figure(0.5, 2),
+    }
+
+
+def test_segmentation_of_one_or_no_case() -> None:
+    alone = summarise_segmentation([0.5], {"anterior": [0.25]}, ["p"])
+    assert (alone.dice_mean, alone.dice_sd, alone.dice) == (
+        figure(0.5, 1),
+        None,
+        {"anterior": figure(0.25, 1)},
+    )
+    nobody = summarise_segmentation([], {"anterior": []}, [])
+    assert (nobody.cases, nobody.dice_mean, nobody.dice_sd, nobody.dice) == (figure(0, 0), None, None, {})
+
+
 def test_histogram_bins_hold_their_lower_edge() -> None:
     tenths = [index / 10 for index in range(11)]
     histogram = quality_histogram(tenths, [f"p{i}" for i in range(11)])
@@ -204,5 +246,11 @@ def test_lengths_that_differ_are_refused() -> None:
         summarise_calibration([0.1, 0.2], [0.1], ["p", "q"], 0.75)
     with pytest.raises(DataError, match="outcomes has 1 values for 2"):
         summarise_curation([0.1, 0.2], {}, [KEEP], ["p", "q"])
+    with pytest.raises(DataError, match="quality has 1 values for 2"):
+        summarise_cross_check([0.1], ["p", "q"])
+    with pytest.raises(DataError, match="dice has 1 values for 2"):
+        summarise_segmentation([0.1], {}, ["p", "q"])
+    with pytest.raises(DataError, match="region anterior has 1 values for 2"):
+        summarise_segmentation([0.1, 0.2], {"anterior": [0.1]}, ["p", "q"])
     with pytest.raises(DataError, match="region anterior has 1 values for 2"):
         summarise_curation([0.1, 0.2], {"anterior": [0.1]}, [KEEP, KEEP], ["p", "q"])

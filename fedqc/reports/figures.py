@@ -1,0 +1,586 @@
+"""The figures of a report: numbers in, SVG out.
+
+Colours are those of Okabe and Ito (2008), which every kind of colour vision tells apart; shapes and hatches
+say the same, for print in black and white. Legends stand outside the axes, so that nothing lies on the data.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any, ParamSpec
+from xml.etree import ElementTree
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+BLUE, VERMILLION, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7"
+DARK, GREY, PALE = "#333333", "#8a8a8a", "#d9d9d9"
+
+WIDTH = 8.6
+"""Inches; on A4 letters stay larger than 8 points."""
+GOLDEN = 0.6180339887
+MOST_NAMES = 40
+"""Sites that one figure can name."""
+MOST_PANELS = 20
+"""Sites that the small multiples can show."""
+_NAME_LENGTH = 26
+
+_STYLE = {
+    "svg.fonttype": "none",
+    # Comes with matplotlib, so that a figure has the same bytes everywhere. The page shows narrower letters.
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.parse_math": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": DARK,
+    "axes.labelcolor": DARK,
+    "axes.axisbelow": True,
+    "xtick.color": DARK,
+    "ytick.color": DARK,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "hatch.linewidth": 0.8,
+    "figure.constrained_layout.wspace": 0.05,
+    "figure.constrained_layout.hspace": 0.04,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+}
+_SVG = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_FONTS = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
+
+Arguments = ParamSpec("Arguments")
+
+
+@dataclass(frozen=True)
+class Points:
+    """A group of annotations: true and predicted DSC of each."""
+
+    label: str
+    true: Sequence[float]
+    predicted: Sequence[float]
+    color: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class KindMeans:
+    """One kind of error: what the model says of it on average, and what is true."""
+
+    name: str
+    unseen: bool
+    true: float
+    predicted: float
+    mae: float
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A number with its interval, in a row of its own."""
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+    """Stands at the right."""
+    color: str = BLUE
+    marker: str = "o"
+    small: tuple[float, ...] = ()
+    """Further values in the same row, such as those of single seeds."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss of one stage, round by round."""
+
+    title: str
+    rounds: Sequence[int]
+    loss: Sequence[float | None]
+    sites: Mapping[str, Sequence[float | None]]
+    """Of each site, as long as `rounds`."""
+    failed: Sequence[int] = ()
+    """Rounds in which a site failed."""
+
+
+def with_prefix(svg: str, prefix: str) -> str:
+    """The same drawing with other ids, so that several can stand in one page."""
+    return re.sub(r'(\bid="|url\(#|href="#)f-', rf"\g<1>{prefix}-", svg)
+
+
+def _drawn(draw: Callable[Arguments, Figure]) -> Callable[Arguments, str]:
+    """Let a function draw in the report's style, whatever the user's own settings are, and return the SVG."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
+        with matplotlib.style.context(_STYLE, after_reset=True):
+            text = StringIO()
+            draw(*args, **kwargs).savefig(text, format="svg", transparent=True)
+        return _tidied(text.getvalue())
+
+    return drawn
+
+
+# ------------------------------------------------------------------------------------- annotation quality
+
+
+@_drawn
+def quality_histograms(
+    sites: Mapping[str, Sequence[int]], *, threshold: float | None, keep_from: float | None
+) -> Figure:
+    """Small multiples: how many annotations of each site have which predicted DSC.
+
+    Args:
+        sites: counts in bins of equal width in [0, 1]; -1 is a bin that the site may not tell.
+        threshold: annotations below are dropped.
+        keep_from: upper end of the review band; None, or the threshold, where there is none.
+    """
+    columns = min(4, max(2, len(sites)))
+    rows = -(-len(sites) // columns)
+    figure = Figure(figsize=(WIDTH, 0.75 + 1.65 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    for axes, (name, counts) in zip(grid.flat, sites.items(), strict=False):
+        width = 1 / len(counts)
+        highest = max(1, *counts)
+        for index, number in enumerate(counts):
+            if number < 0:
+                middle, height = (index + 0.5) * width, 0.22 * highest
+                hidden = {"facecolor": "white", "edgecolor": GREY, "hatch": "xxxx", "linewidth": 0.8}
+                axes.bar(middle, height, width * 0.92, **hidden)
+            else:
+                axes.bar((index + 0.5) * width, number, width * 0.92, color=BLUE)
+        _threshold_line(axes.axvline, threshold, "--")
+        if keep_from is not None and keep_from != threshold:
+            _threshold_line(axes.axvline, keep_from, ":")
+        axes.set(xlim=(0, 1), ylim=(0, highest * 1.08), xticks=[0, 0.25, 0.5, 0.75, 1])
+        axes.set_xticklabels(["0", "", "0.5", "", "1"])
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=2))
+        axes.set_title(_short(name))
+    for axes in list(grid.flat)[len(sites) :]:
+        axes.set_visible(False)
+    for axes in grid[-1]:
+        axes.set_xlabel("predicted DSC")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("annotations")
+    handles: list[Any] = [Patch(color=BLUE, label="annotations")]
+    if any(number < 0 for counts in sites.values() for number in counts):
+        label = "not told: few patients, or none"
+        handles.append(Patch(facecolor="white", edgecolor=GREY, hatch="xxxx", label=label))
+    handles += _threshold_handles(threshold, keep_from)
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
+    return figure
+
+
+@_drawn
+def decision_bars(sites: Mapping[str, Mapping[str, int | None]]) -> Figure:
+    """A stacked bar for each site: how many annotations are kept, left to a person, dropped.
+
+    Args:
+        sites: for each the numbers under `keep`, `review`, `drop`; None is a number that may not be told.
+    """
+    figure = Figure(figsize=(WIDTH, 1.15 + _row_height(len(sites)) * len(sites)), layout="constrained")
+    axes = figure.subplots()
+    looks: dict[str, dict[str, Any]] = {
+        "keep": {"label": "kept", "color": BLUE},
+        "review": {"label": "review", "facecolor": ORANGE, "edgecolor": "white", "hatch": "..."},
+        "drop": {"label": "dropped", "facecolor": VERMILLION, "edgecolor": "white", "hatch": "////"},
+    }
+    totals = {name: sum(number or 0 for number in one.values()) for name, one in sites.items()}
+    widest = max([*totals.values(), 1])
+    for row, (name, one) in enumerate(sites.items()):
+        left = 0
+        for outcome, look in looks.items():
+            number = one.get(outcome) or 0
+            axes.barh(row, number, left=left, height=0.68, **(look | {"label": None}))
+            if number > widest * 0.03:
+                box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+                plain = outcome == "keep"
+                axes.text(
+                    left + number / 2,
+                    row,
+                    str(number),
+                    ha="center",
+                    va="center_baseline",
+                    color="white" if plain else DARK,
+                    fontsize=9,
+                    bbox=None if plain else box,
+                )
+            left += number
+        hidden = [outcome for outcome, number in one.items() if number is None]
+        if hidden:
+            text = "not told" if totals[name] == 0 else "some groups not told"
+            axes.text(left + widest * 0.01, row, text, va="center", color=GREY, fontsize=9)
+    axes.set(xlabel="annotations", xlim=(0, widest * 1.02), ylim=(len(sites) - 0.5, -0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.grid(axis="x")
+    _name_rows(axes, list(sites))
+    figure.legend(
+        handles=[Patch(**look) for look in looks.values()], loc="outside upper left", ncols=len(looks)
+    )
+    return figure
+
+
+# --------------------------------------------------------------------------------------------- QC accuracy
+
+
+@_drawn
+def scatter_panels(panels: Sequence[tuple[str, Points]]) -> Figure:
+    """Predicted against true DSC, a panel for each of one or two groups, both with the same axes."""
+    figure = Figure(figsize=(WIDTH, 5.2))
+    grid = figure.subplots(1, 2, sharey=True)
+    # Two squares with room for three lines above and a legend below.
+    figure.subplots_adjust(left=0.075, right=0.99, wspace=0.09, top=0.875, bottom=0.16)
+    for axes, (title, points) in zip(grid, panels, strict=False):
+        _scatter(axes, points)
+        _square(axes)
+        axes.set_title(title)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    grid[0].set_ylabel("predicted DSC")
+    handles = [_handle(points) for _, points in panels]
+    handles.append(Line2D([], [], color=GREY, linewidth=1, label="perfect: predicted = true"))
+    figure.legend(handles=handles, loc="lower left", ncols=len(handles))
+    return figure
+
+
+@_drawn
+def candidates(
+    groups: Sequence[Points], threshold: float, sites: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+) -> Figure:
+    """The candidates: predicted against true DSC, and beside it site by site.
+
+    Args:
+        groups: candidates by decision.
+        threshold: a predicted DSC below it is dropped, a true DSC below it is a failure.
+        sites: for each site the predicted DSC of its good annotations and of its failures.
+    """
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for points in groups:
+        _scatter(left, points)
+    _square(left)
+    left.set_ylabel("predicted DSC")
+    left.axvline(threshold, color=DARK, linewidth=1, linestyle="--", zorder=1)
+    left.set_title("by decision")
+    left.annotate(
+        f"threshold {threshold:g}",
+        (threshold, 1.01),
+        xycoords=("data", "axes fraction"),
+        ha="center",
+        fontsize=9,
+        color=DARK,
+    )
+    names = list(sites)
+    for place, (good, failed) in enumerate(sites.values()):
+        for values, shift, color, marker in ((good, -0.18, BLUE, "o"), (failed, 0.18, VERMILLION, "^")):
+            # Steps of the golden ratio spread the marks evenly without drawing anything at random.
+            ordered = sorted(values)
+            spread = [shift + 0.13 * (2 * (number * GOLDEN % 1) - 1) for number in range(len(ordered))]
+            right.scatter(
+                [place + offset for offset in spread],
+                ordered,
+                s=20,
+                alpha=0.65,
+                linewidths=0,
+                color=color,
+                marker=marker,
+            )
+    right.set_xticks(range(len(names)), [_short(name, 14) for name in names])
+    if len(names) > 4:
+        right.tick_params(axis="x", labelrotation=90)
+    right.set(xlim=(-0.5, len(names) - 0.5), box_aspect=1)
+    right.grid(axis="y")
+    right.set_title("by truth")
+    for axes in (left, right):
+        axes.axhline(threshold, color=DARK, linewidth=1, linestyle="--", zorder=1)
+    right.annotate(
+        f"threshold\n{threshold:g}",
+        (1.01, threshold),
+        xycoords=("axes fraction", "data"),
+        va="center",
+        fontsize=9,
+        color=DARK,
+    )
+    handles: list[Any] = [_handle(points) for points in groups]
+    by_truth = [
+        Line2D([], [], color=color, marker=marker, linestyle="none", label=label)
+        for color, marker, label in ((BLUE, "o", "good label"), (VERMILLION, "^", "failure"))
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), columnspacing=1)
+    figure.legend(handles=by_truth, loc="outside lower right", ncols=2)
+    return figure
+
+
+@_drawn
+def kinds(means: Sequence[KindMeans]) -> Figure:
+    """For each kind of error the mean true and predicted DSC, and the mean absolute error."""
+    figure = Figure(figsize=(WIDTH, 1.5 + 0.31 * len(means)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.7, 1))
+    for row, one in enumerate(means):
+        color, marker = (VERMILLION, "^") if one.unseen else (BLUE, "o")
+        left.plot([one.true, one.predicted], [row, row], color=color, linewidth=2, alpha=0.45)
+        left.plot(one.true, row, marker="|", markersize=13, markeredgewidth=2.4, color=DARK)
+        left.plot(one.predicted, row, marker=marker, markersize=7.5, color=color)
+        right.plot([0, one.mae], [row, row], color=color, linewidth=2, alpha=0.45)
+        right.plot(one.mae, row, marker=marker, markersize=7.5, color=color)
+    left.set(xlim=(-0.03, 1.03), xlabel="mean DSC", ylim=(len(means) - 0.5, -0.6))
+    highest = max([one.mae for one in means] + [0.1])
+    right.set(xlim=(0, highest * 1.12), xlabel="mean absolute error")
+    for axes in (left, right):
+        axes.grid(axis="x")
+    _name_rows(left, [one.name for one in means], length=32)
+    right.tick_params(axis="y", length=0)
+    handles = [
+        Line2D([], [], color=DARK, marker="|", markersize=11, markeredgewidth=2.4, linestyle="none"),
+        Line2D([], [], color=BLUE, marker="o", markersize=7.5, linestyle="none"),
+        Line2D([], [], color=VERMILLION, marker="^", markersize=7.5, linestyle="none"),
+    ]
+    labels = ["true", "predicted, kind was in training", "predicted, kind never trained on"]
+    figure.legend(handles, labels, loc="outside upper left", ncols=3)
+    return figure
+
+
+# --------------------------------------------------------------------------------------------- rows of dots
+
+
+@_drawn
+def dot_panels(
+    panels: Sequence[tuple[str, Sequence[Dot], tuple[float, float] | None]],
+    legend: Sequence[tuple[str, str, str]] = (),
+) -> Figure:
+    """Numbers as dots in rows, with their intervals; the same rows in every panel.
+
+    Args:
+        panels: name of the number, a dot a row, and the range to show at least.
+        legend: label, colour and marker of what needs to be explained.
+    """
+    _, first, _ = panels[0]
+    figure = Figure(
+        figsize=(WIDTH, 0.85 + (0.35 if legend else 0) + _row_height(len(first)) * max(2, len(first))),
+        layout="constrained",
+    )
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, dots, least) in zip(grid, panels, strict=True):
+        for row, dot in enumerate(dots):
+            _draw_dot(axes, row, dot)
+        axes.set(xlabel=title, xlim=_range(dots, least), ylim=(len(dots) - 0.5, -0.5))
+        axes.xaxis.set_major_locator(MaxNLocator(6 if len(panels) == 1 else 4))
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+    _name_rows(grid[0], [dot.name for dot in first])
+    if legend:
+        handles = [
+            Line2D([], [], color=color, marker=marker, linestyle="none", markersize=8, label=label)
+            for label, color, marker in legend
+        ]
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    return figure
+
+
+# ------------------------------------------------------------------------------------- course of the run
+
+
+@_drawn
+def loss_curves(curves: Sequence[Curve]) -> Figure:
+    """The training loss of each stage: the mean over the sites, and each site."""
+    rows = -(-len(curves) // 2)
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.6 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, 2, squeeze=False).flat)
+    nothing = float("nan")
+    for axes, curve in zip(grid, curves, strict=False):
+        for values in curve.sites.values():
+            points = [nothing if value is None else value for value in values]
+            axes.plot(curve.rounds, points, color=GREY, linewidth=0.8, alpha=0.7, marker=".", markersize=3)
+        means = [nothing if value is None else value for value in curve.loss]
+        axes.plot(curve.rounds, means, color=BLUE, linewidth=2.2, marker="o", markersize=3.5)
+        if curve.failed:
+            axes.plot(
+                curve.failed,
+                [0.0] * len(curve.failed),
+                color=VERMILLION,
+                marker="X",
+                markersize=8,
+                linestyle="none",
+                clip_on=False,
+                zorder=5,
+            )
+        axes.set_title(curve.title)
+        axes.set(xlabel="round", ylabel="training loss")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.grid(axis="y")
+    for axes in grid[len(curves) :]:
+        axes.set_visible(False)
+    handles = [
+        Line2D([], [], color=BLUE, linewidth=2.2, marker="o", markersize=3.5, label="mean over the sites"),
+        Line2D([], [], color=GREY, linewidth=0.8, marker=".", markersize=3, label="one site"),
+    ]
+    if any(curve.failed for curve in curves):
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=VERMILLION,
+                marker="X",
+                markersize=8,
+                linestyle="none",
+                label="round without one of the sites",
+            )
+        )
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
+    return figure
+
+
+@_drawn
+def time_bars(bars: Sequence[tuple[str, float, str]], *, others: str = "") -> Figure:
+    """How long each phase took.
+
+    Args:
+        bars: name, seconds, and the time in words. A name that starts with `others` is drawn apart.
+        others: start of the names of bars that are not phases of the run itself.
+    """
+    figure = Figure(figsize=(WIDTH, 0.75 + 0.3 * max(2, len(bars))), layout="constrained")
+    axes = figure.subplots()
+    longest = max([seconds for _, seconds, _ in bars] + [1.0])
+    in_minutes = longest >= 120
+    for row, (name, seconds, text) in enumerate(bars):
+        apart = bool(others) and name.startswith(others)
+        look: dict[str, Any] = (
+            {"facecolor": "white", "edgecolor": GREEN, "hatch": "////"} if apart else {"color": BLUE}
+        )
+        axes.barh(row, seconds / (60 if in_minutes else 1), height=0.62, **look)
+        axes.annotate(
+            text,
+            (seconds / (60 if in_minutes else 1), row),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center_baseline",
+            fontsize=9,
+        )
+    axes.set(xlabel="minutes" if in_minutes else "seconds", ylim=(len(bars) - 0.5, -0.5))
+    axes.set_xlim(0, longest / (60 if in_minutes else 1) * 1.12)
+    axes.grid(axis="x")
+    _name_rows(axes, [name for name, _, _ in bars], length=32)
+    return figure
+
+
+# -------------------------------------------------------------------------------------------------- pieces
+
+
+def _scatter(axes: Axes, points: Points) -> None:
+    axes.scatter(
+        points.true, points.predicted, s=22, alpha=0.6, linewidths=0, color=points.color, marker=points.marker
+    )
+
+
+def _handle(points: Points) -> Line2D:
+    return Line2D([], [], color=points.color, marker=points.marker, linestyle="none", label=points.label)
+
+
+def _square(axes: Axes) -> None:
+    """Axes from 0 to 1 with the line on which predicted equals true."""
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, zorder=0)
+    axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="true DSC", box_aspect=1)
+    axes.grid()
+
+
+def _threshold_line(line: Callable[..., object], at: float | None, linestyle: str) -> None:
+    if at is not None:
+        line(at, color=DARK, linewidth=1.1, linestyle=linestyle)
+
+
+def _threshold_handles(threshold: float | None, keep_from: float | None) -> list[Line2D]:
+    """What the lines of `_threshold_line` mean."""
+    if threshold is None:
+        return []
+    lines = [Line2D([], [], color=DARK, linewidth=1.1, linestyle="--", label=f"threshold {threshold:g}")]
+    if keep_from is not None and keep_from != threshold:
+        label = f"kept from {keep_from:g}"
+        lines.append(Line2D([], [], color=DARK, linewidth=1.1, linestyle=":", label=label))
+    return lines
+
+
+def _draw_dot(axes: Axes, row: int, dot: Dot) -> None:
+    if dot.small:
+        axes.plot(dot.small, [row + 0.2] * len(dot.small), ".", color=GREY, markersize=6)
+    if dot.value is None:
+        axes.text(0.01, row, "-", transform=axes.get_yaxis_transform(), va="center", color=DARK)
+    else:
+        if dot.low is not None and dot.high is not None:
+            axes.plot([dot.low, dot.high], [row, row], color=dot.color, linewidth=2.4, alpha=0.55)
+        axes.plot(dot.value, row, marker=dot.marker, markersize=8, color=dot.color, clip_on=False, zorder=3)
+    if dot.note:
+        axes.annotate(
+            dot.note, (1.015, row), xycoords=("axes fraction", "data"), va="center_baseline", fontsize=9
+        )
+
+
+def _range(dots: Sequence[Dot], least: tuple[float, float] | None) -> tuple[float, float]:
+    """From the smallest to the largest of all that is drawn, and a little more."""
+    values = [value for dot in dots for value in (dot.value, dot.low, dot.high, *dot.small)]
+    known = [value for value in values if value is not None] + list(least or ())
+    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    margin = 0.04 * (high - low) or 0.05
+    return low - margin, high + margin
+
+
+def _row_height(rows: int) -> float:
+    """Inches; a figure of many rows still fits on a page."""
+    return min(0.36, 9 / max(1, rows))
+
+
+def _name_rows(axes: Axes, names: Sequence[str], length: int = _NAME_LENGTH) -> None:
+    axes.set_yticks(range(len(names)), [_short(name, length) for name in names])
+    axes.tick_params(axis="y", length=0)
+
+
+def _short(name: str, length: int = _NAME_LENGTH) -> str:
+    """A name that fits; its middle goes first, since names differ at their ends."""
+    tail = length // 3
+    return name if len(name) <= length else f"{name[: length - tail - 1]}\u2026{name[-tail:]}"
+
+
+def _tidied(text: str) -> str:
+    """An SVG of matplotlib as part of a page: no metadata, no style for the page, no id without need."""
+    root = ElementTree.fromstring(text)  # noqa: S314 - matplotlib has just written it
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag in {f"{_SVG}metadata", f"{_SVG}style"}:
+                parent.remove(child)
+    names: dict[str, str] = {}
+    for value in (value for element in root.iter() for value in element.attrib.values()):
+        for name in re.findall(r"url\(#([^)]+)\)", value):
+            names.setdefault(name, f"f-{len(names)}")
+    for element in root.iter():
+        if _HREF in element.attrib:
+            names.setdefault(element.attrib[_HREF].removeprefix("#"), f"f-{len(names)}")
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(_SVG)
+        element.attrib = dict(_attributes(element.attrib, names))
+        element.text = element.text if (element.text or "").strip() else None
+        element.tail = None
+    root.attrib |= {"xmlns": _SVG.strip("{}"), "font-family": _FONTS, "stroke-linejoin": "round"}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _attributes(attributes: Mapping[str, str], names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The attributes of an element that are needed, with short ids."""
+    for key, value in attributes.items():
+        if key == "id":
+            if value in names:
+                yield key, names[value]
+        elif key == _HREF:
+            yield "href", f"#{names[value.removeprefix('#')]}"
+        elif not value.startswith("rotate(-0 "):
+            text = re.sub(r"url\(#([^)]+)\)", lambda match: f"url(#{names[match[1]]})", value)
+            # The letters' size stays, their family is that of the whole drawing.
+            yield key, re.sub(r"font-family: [^;]+(; |$)", "", text)

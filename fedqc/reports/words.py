@@ -1,0 +1,127 @@
+"""Numbers, times and reasons as people read them. What is not known is a dash, never a made-up number."""
+
+import math
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from fedqc.protocol import ErrorCode
+
+UNKNOWN = "-"
+SECONDS_PER_MINUTE = 60
+SECONDS_PER_HOUR = 3600
+
+# Words that the coordinator finds itself; those that sites send have their sentence in the protocol.
+_REASONS = {
+    "offline": "it was not there when asked",
+    "not-sent": "the request could not be sent",
+    "late": "no answer came before the deadline",
+    "unavailable": "the connection to it was lost",
+    "bad-reply": "it answered something that the protocol does not allow",
+    "names-differ": "its weights have other names than the model's",
+    "shape-differs": "its weights have another shape than the model's",
+    "dtype-differs": "its weights are of another type than the model's",
+    "not-finite": "its weights or its loss are not finite numbers",
+    "norm-exceeds-bound": "its update is far larger than those of the other sites",
+    "samples-differ": "it claims more training samples than it was asked for",
+    "not-expected": "it is not on the list of expected sites",
+    "protocol-differs": "it speaks another version of the protocol",
+    "task-differs": "its task is another one",
+    "name-claimed-twice": "two sites claimed this name",
+    "name-differs-from-key": "its name is not the one its key belongs to",
+}
+
+_KINDS = {
+    "untouched": "good label, untouched",
+    "seggen": "deformed at random (SegGen)",
+    "under-contouring": "under-contouring",
+    "over-contouring": "over-contouring",
+    "left-right-flip": "left-right flip",
+}
+
+
+def reason_in_words(reason: str) -> str:
+    """What a reason of `events.jsonl` means; a word that is not known stands for itself."""
+    if reason in set(ErrorCode):
+        return ErrorCode(reason).sentence
+    return _REASONS.get(reason, reason)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with so many decimals; a dash where there is none."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def count(value: int | None) -> str:
+    """A whole number with thousands apart; a dash where there is none."""
+    return UNKNOWN if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def mean_sd(mean: float | None, sd: float | None) -> str:
+    """A mean and its standard deviation, as far as they are known."""
+    return number(mean) if sd is None else f"{number(mean)} \u00b1 {number(sd)}"
+
+
+def percent(share: float | None) -> str:
+    """A share as per cent; a dash where there is none."""
+    return UNKNOWN if share is None or not math.isfinite(share) else f"{100 * share:.0f}\u00a0%"
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None, digits: int = 3) -> str:
+    """A number and its interval in brackets."""
+    if value is None or interval is None:
+        return number(value, digits)
+    low, high = interval
+    return f"{number(value, digits)} ({number(low, digits)} to {number(high, digits)})"
+
+
+def percent_with_interval(share: float | None, interval: Sequence[float] | None) -> str:
+    """A share as per cent, with its interval in brackets."""
+    if share is None or interval is None:
+        return percent(share)
+    low, high = interval
+    return f"{percent(share)} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def plural(amount: int, one: str, many: str | None = None) -> str:
+    """The number with its noun."""
+    return f"{count(amount)} {one if amount == 1 else many or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time that somebody waited."""
+    if seconds < 1:
+        return "under 1 s"
+    if seconds < 2 * SECONDS_PER_MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * SECONDS_PER_HOUR:
+        return f"{seconds / SECONDS_PER_MINUTE:.0f} min"
+    return f"{seconds / SECONDS_PER_HOUR:.1f} h"
+
+
+def moment(text: str | None) -> str:
+    """A time of `run.json` to the minute, in the zone it was written in (UTC)."""
+    return UNKNOWN if text is None else f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M} UTC"
+
+
+def listed(names: Iterable[str], shown: int = 12) -> str:
+    """Names with commas and an `and`; only the first of many."""
+    names = list(names)
+    if len(names) > shown:
+        return f"{', '.join(names[:shown])} and {len(names) - shown} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def rounds_in_words(rounds: Iterable[int]) -> str:
+    """Rounds with runs of them drawn together: 1, 3 to 5."""
+    parts: list[list[int]] = []
+    for one in sorted(set(rounds)):
+        if parts and one == parts[-1][1] + 1:
+            parts[-1][1] = one
+        else:
+            parts.append([one, one])
+    return ", ".join(str(low) if low == high else f"{low} to {high}" for low, high in parts) or UNKNOWN
+
+
+def kind_in_words(kind: str) -> str:
+    """A kind of error as people say it."""
+    return _KINDS.get(kind, kind.replace("-", " "))

@@ -1,0 +1,80 @@
+"""Whose references can be trusted: judged by a model that never saw them.
+
+References are what QC models learn from, so a site whose references share a habit (all contours too wide,
+say) teaches it to the model, and a model that learned it there will not object. So the sites are dealt into
+two halves. Each half trains a QC model of its own for a few rounds, and each site's references are scored by
+the other half's model. A site that scores far below the others is named, and its references are used for
+nothing.
+
+Two sites with the same habit, one in each half, vouch for each other; and of two or three sites nobody can
+tell who is wrong, so it takes `FEWEST_SITES`.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from fedqc.seeding import generator
+
+FEWEST_SITES = 4
+SMALLEST_GAP = 0.05
+"""Mean predicted DSC below the others' that is too little to speak of, however sure it is."""
+STANDARD_ERRORS = 4.0
+"""How sure it must be that the gap is not chance."""
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """Why a site's references are not trusted."""
+
+    quality: float
+    """Mean predicted DSC of its reference labels."""
+    others: float
+    """Median of the same over the other sites."""
+    references: int
+
+
+def halves(sites: Collection[str], seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Deal the sites into two halves, each in the order of the names."""
+    names = sorted(sites)
+    order = generator(seed, "cross-check").permutation(len(names))
+    middle = len(names) // 2
+    first, second = (tuple(sorted(names[i] for i in part)) for part in (order[:middle], order[middle:]))
+    return first, second
+
+
+def suspect(statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Suspicion]:
+    """The sites whose references score far below the others'.
+
+    Args:
+        statistics: of each site `references`, `quality_mean` and `quality_sd`. A site that did not tell all
+            of them (too few patients stand behind them), or told what cannot be, is not judged.
+
+    Returns:
+        The sites that are not trusted: at least `SMALLEST_GAP` and `STANDARD_ERRORS` standard errors of the
+        difference below the median of the other sites.
+    """
+    keys = ("references", "quality_mean", "quality_sd")
+    told = {
+        site: tuple(values[key] for key in keys)
+        for site, values in statistics.items()
+        if all(key in values for key in keys) and _is_possible(*(values[key] for key in keys))
+    }
+    found = {}
+    for site, (count, mean, sd) in told.items():
+        others = [values for name, values in told.items() if name != site]
+        if len(others) < FEWEST_SITES - 1:
+            continue
+        middle = median(other_mean for _, other_mean, _ in others)
+        # The median of the others is about as certain as one of them.
+        variance = sd**2 / count + median(other_sd**2 / n for n, _, other_sd in others)
+        gap = middle - mean
+        if gap >= SMALLEST_GAP and gap >= STANDARD_ERRORS * math.sqrt(variance):
+            found[site] = Suspicion(quality=mean, others=middle, references=count)
+    return found
+
+
+def _is_possible(count: float, mean: float, sd: float) -> bool:
+    return count >= 1 and 0 <= mean <= 1 and 0 <= sd <= 1

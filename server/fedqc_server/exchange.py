@@ -1,0 +1,114 @@
+"""One request to many sites, and their replies."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedqc.errors import ProtocolError
+from fedqc.protocol import (
+    ErrorReply,
+    HandshakeReply,
+    Reply,
+    Request,
+    Statistics,
+    StatisticsReply,
+    TrainReply,
+    reply_from_records,
+    request_to_records,
+)
+from fedqc.statistics.site import N_BINS
+from fedqc_server.roster import Clock
+
+# Flower's own codes: a message or its reply outlived its time, or the node went away.
+_FLOWER_ERRORS = {3: "late", 4: "late", 5: "unavailable"}
+Answer = TypeVar("Answer", HandshakeReply, StatisticsReply, TrainReply)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The way to the sites.
+
+    Args:
+        grid: Flower's.
+        clock: time, for waiting.
+    """
+
+    grid: Grid
+    clock: Clock
+
+    def ask(
+        self, request: Request, targets: Mapping[str, int], kind: type[Answer], deadline: float
+    ) -> Iterator[tuple[str, Answer | str]]:
+        """Send one request to many sites and hand on their replies one at a time.
+
+        Replies are pulled in the order of `targets`, so that one of them is in memory. After the deadline
+        each site left is looked at once more and then late.
+
+        Args:
+            request: what every site is asked.
+            targets: node id of each site, in the order of the names.
+            kind: the reply that answers the request.
+            deadline: seconds for all of them together; also the messages' time to live, so that a straggler
+                does not work through stale ones.
+
+        Yields:
+            Site, and its reply or the code of the reason why there is none.
+        """
+        if not targets:
+            return
+        content = request_to_records(request)
+        messages = [
+            Message(content, node, request.kind, ttl=deadline, group_id=str(request.round))
+            for node in targets.values()
+        ]
+        ids = list(self.grid.push_messages(messages))
+        end = self.clock.now() + deadline
+        del content, messages
+        for position, site in enumerate(targets):
+            message_id = ids[position] if position < len(ids) else None
+            reply = self._await_reply(message_id, request.kind, kind, end) if message_id else "not-sent"
+            yield site, reply
+
+    def _await_reply(
+        self, message_id: str, message_type: str, kind: type[Answer], end: float
+    ) -> Answer | str:
+        """The reply to one message, or why there is none."""
+        while True:
+            remaining = end - self.clock.now()
+            try:
+                for message in self.grid.pull_messages([message_id]):
+                    if message.metadata.reply_to_message_id == message_id:
+                        return _read(message, message_type, kind)
+            except Exception as error:
+                # Bytes made to break their reader cost that site, not the run.
+                return f"unreadable-reply-{type(error).__name__}"
+            if remaining <= 0:
+                return "late"
+            self.clock.sleep(min(self.clock.poll, remaining))
+
+
+def _read(message: Message, message_type: str, kind: type[Answer]) -> Answer | str:
+    if message.has_error():
+        # Its text was written at the site by code other than ours; only the number is taken over.
+        code = message.error.code
+        return _FLOWER_ERRORS.get(code, f"flower-error-{code}")
+    try:
+        reply: Reply = reply_from_records(message.content, message_type)
+    except ProtocolError:
+        return "bad-reply"
+    if isinstance(reply, ErrorReply):
+        return str(reply.code)
+    if isinstance(reply, StatisticsReply) and not _has_form(reply.values):
+        return "bad-reply"
+    return reply if isinstance(reply, kind) else "bad-reply"
+
+
+def _has_form(statistics: Statistics) -> bool:
+    """Whether the histogram of qualities, and nothing else, is a list: whoever adds up relies on it."""
+    return all(
+        isinstance(value, list) and len(value) == N_BINS if key == "quality" else not isinstance(value, list)
+        for key, value in statistics.items()
+    )

@@ -1,0 +1,138 @@
+"""Federated training of one network: rounds of local training and averaging.
+
+A site that raises, is late, or sends what cannot be averaged costs the run that site in that round; after
+`MAX_STRIKES` such rounds in a row it is out of the training. After every round the state is on disk, and
+training that was cut off goes on behind the last finished round.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from fedqc.errors import QuorumError
+from fedqc.protocol import Request, TrainReply, Weights
+from fedqc_server.averaging import Updates, check_update
+from fedqc_server.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from fedqc_server.run import EXCUSED, Run
+
+MAX_STRIKES = 3
+"""Rounds in a row that a site may fail before it is out of the training."""
+
+
+class NothingToTrainError(QuorumError):
+    """Too few sites have anything to train on; asking again would not help."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained, and how."""
+
+    name: str
+    rounds: int
+    samples: int
+    """The most training samples that a site may say it drew in a round: steps times batch size."""
+    deadline: float
+    """Seconds a round."""
+    minimum: int
+    """Fewest sites whose updates make a round."""
+    request: Callable[[Weights, int], Request]
+    """What the sites are asked, from the weights and the number of the round."""
+    initial: Callable[[], Weights]
+    """The weights before the first round."""
+
+
+def train(run: Run, stage: Stage, sites: Collection[str]) -> tuple[Weights, TrainingState]:
+    """Train a network at `sites`, from the start or from where it was cut off.
+
+    Returns:
+        The weights after the last round, and how they came about.
+
+    Raises:
+        NothingToTrainError: so many sites are excused that fewer than `stage.minimum` are left.
+        QuorumError: fewer than `stage.minimum` sites sent an update that can be averaged.
+    """
+    checkpoint = run.folder.checkpoints / f"{stage.name}.safetensors"
+    weights, state = load_checkpoint(checkpoint) or (stage.initial(), TrainingState())
+    while state.rounds < stage.rounds:
+        weights, state = _round(run, stage, sites, weights, state)
+        save_checkpoint(checkpoint, weights, state)
+        _tell(run, stage, state)
+        loss = state.history[-1]["loss"]
+        run.folder.event(
+            "round-finished", round=state.rounds, rounds=stage.rounds, stage=stage.name, loss=loss
+        )
+    if not checkpoint.exists():  # no round at all
+        save_checkpoint(checkpoint, weights, state)
+    _tell(run, stage, state)
+    return weights, state
+
+
+def _round(
+    run: Run, stage: Stage, sites: Collection[str], weights: Weights, state: TrainingState
+) -> tuple[Weights, TrainingState]:
+    """One round: everybody trains, fit updates are averaged."""
+    number = state.rounds + 1
+    where: dict[str, Any] = {"round": number, "rounds": stage.rounds, "stage": stage.name}
+    run.folder.event("round-started", **where)
+    targets, failed = run.online(set(sites) - set(state.excused) - set(state.out))
+    told: dict[str, dict[str, Any]] = {}
+    with Updates(run.folder.path) as updates:
+        for site, reply in run.exchange.ask(
+            stage.request(weights, number), targets, TrainReply, stage.deadline
+        ):
+            reason = reply if isinstance(reply, str) else _unfit(reply, weights, stage.samples)
+            if isinstance(reply, str) or reason is not None:
+                failed[site] = str(reason)
+                continue
+            updates.add(site, reply.weights, reply.samples, weights)
+            told[site] = {"samples": reply.samples, "losses": reply.losses}
+            run.folder.event("update-received", site=site, loss=reply.losses.get("loss"), **where)
+        for site in updates.refuse_huge(run.config.averaging.norm_factor):
+            failed[site] = "norm-exceeds-bound"
+            del told[site]
+        run.report_failed(failed, **where)
+        excused = {*state.excused, *(site for site, reason in failed.items() if reason in EXCUSED)}
+        able = set(sites) & set(run.roster.joined) - excused  # those that fail, or are out, too
+        if excused and len(able) < stage.minimum:
+            raise NothingToTrainError(
+                f"{stage.name}: {len(able)} sites have something to train on, at least {stage.minimum} are "
+                f"needed (nothing: {', '.join(sorted(excused))})"
+            )
+        run.check_quorum(len(told), stage.minimum, failed, f"{stage.name}, round {number} of {stage.rounds}")
+        mean, samples, averaged = updates.mean(), updates.samples, updates.sites
+
+    strikes = {site: state.strikes.get(site, 0) + 1 for site in failed if site not in excused}
+    out = {site: failed[site] for site, count in strikes.items() if count >= MAX_STRIKES}
+    for site, reason in out.items():
+        run.folder.event("site-out", site=site, reason=reason, **where)
+    entry = {"round": number, "loss": _mean_loss(told), "sites": told, "failed": failed}
+    after = TrainingState(
+        rounds=number,
+        samples=state.samples + samples,
+        sites=averaged,
+        excused=tuple(sorted(excused)),
+        strikes=strikes,
+        out=state.out | out,
+        history=(*state.history, entry),
+    )
+    return mean, after
+
+
+def _tell(run: Run, stage: Stage, state: TrainingState) -> None:
+    """Write the training so far into `statistics.json`."""
+    if state.out:
+        run.folder.learned("out", run.folder.statistics.get("out", {}) | {stage.name: state.out})
+    run.folder.learned("train", run.folder.statistics.get("train", {}) | {stage.name: list(state.history)})
+
+
+def _unfit(reply: TrainReply, current: Weights, most_samples: int) -> str | None:
+    """Why an update is not averaged, or None."""
+    # A site cannot buy weight with samples it was not asked to draw.
+    return "samples-differ" if reply.samples > most_samples else check_update(reply.weights, current)
+
+
+def _mean_loss(sites: dict[str, dict[str, Any]]) -> float | None:
+    """Mean loss over the sites that told theirs, by samples."""
+    told = [(site["losses"]["loss"], site["samples"]) for site in sites.values() if "loss" in site["losses"]]
+    total = sum(samples for _, samples in told)
+    return sum(loss * samples for loss, samples in told) / total if total else None
