@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install lint test clean
+DEMO := runs/demo
+
+.PHONY: install demo lint test clean
 
 install: $(INSTALLED)
 
@@ -14,6 +16,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev]'
 	touch $@
+
+# A finished demo is shown again, one that was cut off goes on.
+demo: install
+	@if [ -e $(DEMO)/simulation.json ]; then $(BIN)/fedqc simulate --resume $(DEMO); \
+	else $(BIN)/fedqc simulate examples/demo.toml --out $(DEMO); fi
 
 lint: install
 	$(BIN)/ruff check

@@ -71,3 +71,14 @@ def test_place_lays_weights_out_for_3d_convolutions_and_changes_no_value() -> No
     assert weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert not weight.is_contiguous()
     assert torch.equal(weight, before)
+
+
+@pytest.mark.parametrize(
+    ("device", "shortest_axis", "dtype"),
+    [("cpu", 2, torch.float32), ("cpu", 3, torch.bfloat16), ("cuda", 2, torch.bfloat16)],
+)
+def test_bf16_trains_only_where_its_gradients_are_right(
+    device: str, shortest_axis: int, dtype: torch.dtype
+) -> None:
+    compute = Compute(torch.device(device), torch.bfloat16)
+    assert compute.for_training(shortest_axis) == Compute(torch.device(device), dtype)

@@ -1,5 +1,6 @@
 """What the documentation says is what the program does."""
 
+import ast
 import dataclasses
 import re
 import shlex
@@ -13,11 +14,13 @@ import click
 import pytest
 import typer
 from fedqc_client.guard import statistic_keys
+from fedqc_server.phases import PHASES
+from fedqc_simulations.arms import ARMS, ArmScore, arm_figures
 
 from fedqc import cli
 from fedqc.cases.layouts import CsvLayout, MsdLayout
 from fedqc.cases.validation import Code
-from fedqc.config import FederationConfig, FrozenModel, QCConfig, SiteConfig, parse
+from fedqc.config import FederationConfig, FrozenModel, QCConfig, SiteConfig, load_federation, parse
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
 from fedqc.errors import ConfigError
@@ -25,11 +28,16 @@ from fedqc.methods.base import get_method
 from fedqc.metrics.agreement import Agreement
 from fedqc.metrics.filtering import Filtering
 from fedqc.protocol import REPLIES, ErrorCode, HandshakeReply, ModelRequest, Request
+from fedqc.reports.words import reason_in_words
+from fedqc.segmentation import Segmentation
 from fedqc.task import Task, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PROTOCOL = DOCS / "reference" / "protocol.md"
+RUN_FOLDER = DOCS / "reference" / "run-folder.md"
+SERVER = ROOT / "server" / "fedqc_server"
+SIMULATIONS = ROOT / "simulations" / "fedqc_simulations"
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = typer.main.get_command(cli.app)
@@ -45,10 +53,11 @@ def snippets(page: Path, language: str) -> list[str]:
 
 
 def section(page: Path, title: str) -> str:
-    """The text below a heading, up to the next heading of the same level."""
-    match = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^\1 |\Z)", text_of(page), re.MULTILINE | re.DOTALL)
+    """The text below a heading, up to the next heading of the same level or a higher one."""
+    match = re.search(rf"^(#+) {re.escape(title)}\n", text_of(page), re.MULTILINE)
     assert match, f"{page} has no heading {title!r}"
-    return match[2]
+    next_heading = rf"^#{{2,{len(match[1])}}} "  # one # may be a comment in a snippet
+    return re.split(next_heading, text_of(page)[match.end() :], maxsplit=1, flags=re.MULTILINE)[0]
 
 
 def rows(text: str) -> list[list[str]]:
@@ -135,7 +144,15 @@ def test_toml_snippets_are_valid(body: str) -> None:
 
 def test_snippets_are_found_at_all() -> None:
     assert len(toml_snippets()) == "".join(map(text_of, PAGES)).count("```toml") > 0
-    assert [words[1] for words in commands(ROOT / "README.md") if "--out" in words] == ["simulate"]
+    assert [words[1] for words in commands(ROOT / "README.md")] == ["demo", ".venv/bin/activate", "simulate"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
+def test_examples_are_valid(path: Path) -> None:
+    config = load_federation(path)
+    get_method(config.qc.method)(load_task(config.task), config.qc)
+    Segmentation(load_task(config.task), config.segmentation)
+    assert path.relative_to(ROOT).as_posix() in text_of(ROOT / "Makefile")
 
 
 def test_a_wrong_snippet_would_be_found() -> None:
@@ -196,12 +213,11 @@ def test_commands_are_understood(page: Path, capsys: pytest.CaptureFixture[str])
         words = shlex.split(inline) if inline.startswith(("fedqc ", "make ")) else []
         if words[:1] == ["make"]:
             assert words[1] in targets
-        elif words[:2] != ["fedqc", "simulate"]:
-            if words:
-                parse_command(words[1:])
-        else:
-            options = {option for parameter in simulate_options() for option in parameter.opts}
+        elif len(words) > 1 and not words[1].startswith("-"):  # in a sentence, options may be left out
+            options = {option for parameter in options_of(words[1]) for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= options
+        elif words:
+            parse_command(words[1:])
     capsys.readouterr()
 
 
@@ -209,28 +225,44 @@ def test_a_wrong_command_would_be_found() -> None:
     with pytest.raises(click.UsageError, match="--nois"):
         parse_command(["simulate", "--data", "d", "--out", "o", "--nois", "mixed"])
     with pytest.raises(click.UsageError, match="parameter: out"):
-        parse_command(["simulate", "--data", "d"])
+        parse_command(["segment", "--model", "m", "--data", "d"])
     with pytest.raises(AssertionError, match="no command"):
         parse_command(["simulation"])
 
 
-def simulate_options() -> list[click.Option]:
+def options_of(command: str) -> list[click.Option]:
     assert isinstance(COMMANDS, click.Group)
-    options = [one for one in COMMANDS.commands["simulate"].params if isinstance(one, click.Option)]
+    options = [one for one in COMMANDS.commands[command].params if isinstance(one, click.Option)]
     return [one for one in options if one.name != "help"]
 
 
-def test_every_option_is_documented_with_its_default() -> None:
-    table = rows(section(DOCS / "reference" / "command-line.md", "fedqc simulate"))
-    documented = {names(option)[0]: default for option, default, _ in table}
-    assert set(documented) == {option.opts[0] for option in simulate_options()}
-    for option in simulate_options():
+@pytest.mark.parametrize("command", ["simulate", "segment"])
+def test_every_option_is_documented_with_its_default(command: str) -> None:
+    text = section(DOCS / "reference" / "command-line.md", f"fedqc {command}")
+    documented = {names(row[0])[0]: row[1] for row in rows(text) if names(row[0])[0].startswith("-")}
+    assert set(documented) == {option.opts[0] for option in options_of(command)}
+    for option in options_of(command):
         default = documented[option.opts[0]]
         if option.required:
             assert default == "required"
         elif option.default is not None:
             assert default == f"`{option.default}`"
-    assert cli.DEFAULT_UNSEEN in names(documented["--unseen"])
+    assert command != "simulate" or cli.DEFAULT_UNSEEN in names(documented["--unseen"])
+
+
+def test_words_that_options_take_are_documented() -> None:
+    table = rows(section(DOCS / "reference" / "command-line.md", "fedqc simulate"))
+    meanings = {names(option)[0]: set(names(meaning)) for option, _, meaning in table}
+    assert set(cli.Noise) <= meanings["--noise"]
+    assert set(cli.Engine) <= meanings["--engine"]
+    guide = section(DOCS / "how-to" / "simulate.md", "4. Change what is wrong with the labels")
+    assert first_names(guide) == list(cli.Noise)
+
+
+def test_every_command_is_documented() -> None:
+    assert isinstance(COMMANDS, click.Group)
+    titles = re.findall(r"^## fedqc (\w+)$", text_of(DOCS / "reference" / "command-line.md"), re.MULTILINE)
+    assert titles == list(COMMANDS.commands)
 
 
 # ---------------------------------------------------------------------------------------------- reference
@@ -287,16 +319,19 @@ def test_every_field_of_a_request_is_documented() -> None:
     table = rows(section(PROTOCOL, "Requests"))
     everywhere = {names(field)[0] for field, where, _ in table if where == "all"}
     for request in concrete_requests():
-        role, _, action = request.kind.partition(".")
-        phase = role if role == "train" else action
-        here = {names(field)[0] for field, where, _ in table if phase in where.split(", ")}
+        here = {names(field)[0] for field, where, _ in table if request.kind in names(where)}
         expected = {name for name, field in request.model_fields.items() if not field.exclude}
-        assert everywhere | here == expected
+        assert everywhere | here == expected, request.kind
 
 
 def concrete_requests() -> list[type[Request]]:
-    children = [*Request.__subclasses__(), *ModelRequest.__subclasses__()]
-    return [kind for kind in children if kind is not ModelRequest]
+    found, pending = [], [Request]
+    while pending:
+        kind = pending.pop()
+        pending += kind.__subclasses__()
+        found += [kind] if "kind" in vars(kind) else []
+    assert sorted(kind.kind for kind in found) == sorted(REPLIES)
+    return found
 
 
 def test_every_statistic_is_documented() -> None:
@@ -313,8 +348,11 @@ def test_every_statistic_is_documented() -> None:
         for placeholder, values in spelled.items():
             variants = [v.replace(placeholder, str(value)) for v in variants for value in values]
         documented.setdefault(phase, set()).update(variants)
-    for phase in ("summarise", "calibrate", "score"):
-        assert documented[phase] == statistic_keys(f"query.{phase}", task)
+    kinds = {phase: phase if "." in phase else f"query.{phase.replace('-', '_')}" for phase in documented}
+    told = {kind for kind, records in REPLIES.items() if "statistics" in records}
+    assert set(kinds.values()) == told
+    for phase, kind in kinds.items():
+        assert documented[phase] == statistic_keys(kind, task)
 
 
 @pytest.mark.parametrize(
@@ -329,24 +367,116 @@ def test_every_word_of_the_protocol_is_documented(title: str, expected: list[str
     assert sorted(first_names(section(PROTOCOL, title))) == sorted(expected)
 
 
+def test_every_phase_is_documented() -> None:
+    text = section(DOCS / "concepts.md", "A run, phase by phase")
+    assert re.findall(r"^\d+\. \*\*([^*]+)\*\*", text, re.MULTILINE) == ["handshake", *PHASES]
+
+
+def calls(method: str) -> Iterator[tuple[ast.FunctionDef, ast.Call]]:
+    """Every call of a method of this name in the server role, with the function that it stands in."""
+    for path in sorted(SERVER.glob("*.py")):
+        for function in functions(path):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == method:
+                    yield function, node
+
+
+def functions(path: Path) -> list[ast.FunctionDef]:
+    return [node for node in ast.walk(ast.parse(text_of(path))) if isinstance(node, ast.FunctionDef)]
+
+
+def words_of(node: ast.expr, function: ast.FunctionDef) -> set[str]:
+    """The texts that an expression stands for: a literal, either of two, or a variable set to these."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return {text}
+        case ast.IfExp(body=body, orelse=orelse):
+            return words_of(body, function) | words_of(orelse, function)
+        case ast.Name(id=name):
+            values = [
+                one.value
+                for one in ast.walk(function)
+                if isinstance(one, ast.Assign) and name in map(ast.unparse, one.targets)
+            ]
+            return {word for value in values for word in words_of(value, function)}
+    raise AssertionError(f"{function.name}: no text can be read off {ast.unparse(node)}")
+
+
+def keywords(call: ast.Call) -> set[str]:
+    return {keyword.arg for keyword in call.keywords if keyword.arg is not None}
+
+
+def keys_in(node: ast.AST) -> list[str]:
+    """Keys that dictionaries are written down with."""
+    found = [key for one in ast.walk(node) if isinstance(one, ast.Dict) for key in one.keys]
+    return [key.value for key in found if isinstance(key, ast.Constant) and isinstance(key.value, str)]
+
+
 def test_every_event_is_documented() -> None:
-    code = "".join(text_of(path) for path in (ROOT / "server" / "fedqc_server").glob("*.py"))
-    events = set(re.findall(r"\.event\(\s*\"([a-z-]+)\"", code))
-    listed = section(DOCS / "reference" / "run-folder.md", "events.jsonl").partition("A reason is")[0]
-    assert set(first_names(listed)) == events
+    table = rows(section(RUN_FOLDER, "events.jsonl").partition("A reason is")[0])
+    documented = {event: set(names(further)) for cell, further in table for event in names(cell)}
+    found: dict[str, set[str]] = {}
+    for function, call in calls("event"):
+        for event in words_of(call.args[0], function):
+            found.setdefault(event, set()).update(
+                keywords(call) - {"round", "site"}
+            )  # any line may have these
+    assert set(documented) == set(found)
+    assert {"run-started", "run-resumed", "site-failed", "site-excused"} < set(found)
+    for event, keys in found.items():
+        if event != "site-excused":  # "the same" as the line above
+            assert keys <= documented[event], event
+
+
+def test_every_reason_is_one_that_the_coordinator_gives_and_has_words() -> None:
+    text = section(RUN_FOLDER, "events.jsonl").partition("A reason is")[2]
+    code = "".join(text_of(path) for path in SERVER.glob("*.py"))
+    reasons = set(first_names(text)) - {"flower-error-N", "unreadable-reply-X"}
+    assert {reason for reason in reasons if f'"{reason}"' not in code} == set()
+    assert {reason for reason in reasons if reason_in_words(reason) == reason} == set()
+
+
+def test_every_key_of_the_coordinators_files_is_documented() -> None:
+    learned = {key for function, call in calls("learned") for key in words_of(call.args[0], function)}
+    assert set(first_names(section(RUN_FOLDER, "statistics.json"))) == learned
+    record = {key for method in ("start", "note") for _, call in calls(method) for key in keywords(call)}
+    (start,) = (one for one in functions(SERVER / "run_folder.py") if one.name == "start")
+    assert set(first_names(section(RUN_FOLDER, "run.json"))) == record | set(keys_in(start))
 
 
 def test_every_figure_of_an_evaluation_is_documented() -> None:
-    text = section(DOCS / "reference" / "run-folder.md", "evaluation.json")
-    code = text_of(ROOT / "simulations" / "fedqc_simulations" / "evaluation.py")
-    literal = code.partition("by_kind[kind] = {")[2].partition("}\n")[0]
-    by_kind = re.findall(r'^ +"(\w+)": ', literal, re.MULTILINE)
-    agreement = [field.name for field in dataclasses.fields(Agreement)]
-    filtering = [field.name for field in dataclasses.fields(Filtering)]
-    assert len(by_kind) == 6
-    assert sorted(first_names(text)) == sorted(
-        [*agreement, "dsc_err_median", *by_kind, *filtering, "n_spoiled"]
+    by_name = {one.name: one for one in functions(SIMULATIONS / "simulate.py")}
+    table = rows(section(RUN_FOLDER, "evaluation.json").partition("### ")[0])
+    documented = {names(key)[0]: names(meaning) for key, meaning in table}
+    assert set(documented) == set(keys_in(by_name["_figures"]))
+    assert (
+        set(keys_in(by_name["_pooled"])) - set(documented) - {"all"} == {"seeds"} <= set(documented["seed"])
     )
+    assert set(keys_in(by_name["_suspected"])) <= set(documented["suspected"])
+
+
+def test_every_figure_of_the_qc_model_is_documented() -> None:
+    (function,) = (one for one in functions(SIMULATIONS / "evaluation.py") if one.name == "qc_figures")
+    groups = {"all", "trained", "unseen", "by_kind"}
+    assert groups < set(keys_in(function))
+    agreement = [field.name for field in dataclasses.fields(Agreement)]
+    by_kind = set(keys_in(function)) - groups
+    assert sorted(first_names(section(RUN_FOLDER, "qc"))) == sorted([*agreement, "dsc_err_median", *by_kind])
+
+
+def test_every_figure_of_the_curation_is_documented() -> None:
+    filtering = [field.name for field in dataclasses.fields(Filtering)]
+    assert sorted(first_names(section(RUN_FOLDER, "curation"))) == sorted([*filtering, "n_spoiled"])
+
+
+def test_every_figure_of_the_segmentation_is_documented() -> None:
+    scores = [ArmScore(arm, "p01", "c01", {"front": 0.5}, 0.5) for arm in ARMS]
+    figures = arm_figures([scores], dict.fromkeys(ARMS, 1), seed=0)
+    text = section(RUN_FOLDER, "segmentation")
+    arms, _, gap = text.partition("`gap_closed` is")
+    assert set(figures) == {*ARMS, "gap_closed"} <= set(names(text))
+    assert {tuple(figures[arm]) for arm in ARMS} == {tuple(first_names(arms))}
+    assert list(figures["gap_closed"]) == first_names(gap)
 
 
 def test_kinds_of_error_are_documented() -> None:

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from fedqc.config import QCConfig
+from fedqc.config import QCConfig, SegmentationConfig
 from fedqc.errors import ConfigError, ModelError
 from fedqc.methods.base import get_method
-from fedqc.model import CARD, WEIGHTS, ModelCard, load_model, save_model
+from fedqc.model import CARD, WEIGHTS, ModelCard, load_model, load_segmentation, save_model
+from fedqc.segmentation import Segmentation
 from fedqc.task import Task
 
 
@@ -103,6 +104,107 @@ def test_a_model_that_cannot_be_written_leaves_the_older_one(
             save_model(folder, other, card)
     assert load_model(folder).sha256 == before
     assert os.listdir(folder.parent) == ["qc"]  # noqa: PTH208
+
+
+class Killed(BaseException):
+    """What no `except OSError` catches, as nothing catches a kill."""
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before a step", "after a step"])
+def test_a_kill_at_any_moment_leaves_a_whole_model(
+    tmp_path: Path, state: dict[str, Tensor], card: ModelCard, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Stopped before and after each change of the disk in turn; `rmtree` removes files without `Path`."""
+    folder = tmp_path / "models" / "qc"
+    other = {name: tensor * 2 for name, tensor in state.items()}
+    old = save_model(folder, state, card)
+    new = save_model(tmp_path / "new", other, card)
+    remaining = 0
+
+    def stopping(owner: Any, name: str) -> Any:
+        real = getattr(owner, name)
+
+        def step(*arguments: Any, **options: Any) -> Any:
+            nonlocal remaining
+            remaining -= 1
+            if remaining < 0 and not late:
+                raise Killed
+            result = real(*arguments, **options)
+            if remaining < 0:
+                raise Killed
+            return result
+
+        return step
+
+    outcomes = []
+    for stop in range(100):
+        remaining = stop
+        with monkeypatch.context() as patch:
+            for name in ("write_bytes", "write_text", "mkdir", "rename"):
+                patch.setattr(Path, name, stopping(Path, name))
+            for name in ("unlink", "rmdir"):  # what `rmtree` calls
+                patch.setattr(os, name, stopping(os, name))
+            try:
+                save_model(folder, other, card)
+            except Killed:
+                outcomes.append(load_model(folder).sha256)
+            else:
+                break
+        # And the next one goes on from whatever is left.
+        assert save_model(folder, state, card) == load_model(folder).sha256 == old
+        assert os.listdir(folder.parent) == ["qc"]  # noqa: PTH208
+    assert load_model(folder).sha256 == new
+    assert set(outcomes) == {old, new}
+    assert outcomes == sorted(outcomes, key=[old, new].index)
+    assert len(outcomes) > 6
+
+
+@pytest.fixture
+def segmentation_card(card: ModelCard) -> ModelCard:
+    config = SegmentationConfig(channels=(4, 8))
+    return ModelCard(**(vars(card) | {"stage": "segmentation", "qc": None, "segmentation": config}))
+
+
+@pytest.fixture
+def segmentation_folder(tmp_path: Path, task: Task, segmentation_card: ModelCard) -> Path:
+    assert segmentation_card.segmentation is not None
+    state = Segmentation(task, segmentation_card.segmentation).build(1).state_dict()
+    save_model(tmp_path / "models" / "segmentation", state, segmentation_card)
+    return tmp_path / "models" / "segmentation"
+
+
+def test_a_segmentation_model_comes_back_as_it_was_saved(
+    segmentation_folder: Path, task: Task, segmentation_card: ModelCard
+) -> None:
+    model = load_segmentation(segmentation_folder, task)
+    assert model.card == segmentation_card
+    assert (model.segmentation.task, model.segmentation.config) == (task, segmentation_card.segmentation)
+    expected = model.segmentation.build(1).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.network.state_dict().items())
+    assert model.sha256 == hashlib.sha256((segmentation_folder / WEIGHTS).read_bytes()).hexdigest()
+    with pytest.raises(ModelError, match="model of task 'blobs'"):
+        load_segmentation(segmentation_folder, task.model_copy(update={"name": "others"}))
+
+
+def test_a_model_of_the_other_kind(folder: Path, segmentation_folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"segmentation: a segmentation model, expected a QC model; name"):
+        load_model(segmentation_folder)
+    with pytest.raises(ModelError, match=r"qc: a QC model, expected a segmentation model; name"):
+        load_segmentation(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stage": "segmentation"},
+        {"segmentation": SegmentationConfig()},
+        {"qc": None},
+        {"stage": "segmentation", "segmentation": SegmentationConfig()},
+    ],
+)
+def test_a_card_has_the_configuration_of_its_stage_only(card: ModelCard, change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"stage '\w+' needs the table '\w+' and no other"):
+        ModelCard(**(vars(card) | change))
 
 
 def test_a_card_is_json_that_people_can_read(folder: Path) -> None:

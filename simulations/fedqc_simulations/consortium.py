@@ -4,6 +4,7 @@ OUT/
 ├── sites/hospital-1/    site.toml and data/ (cases.csv, reference.csv, images/, labels/): all the site has
 └── truth/               what only the simulation knows
     ├── candidates.csv   site, id, patient, kind of error, true DSC
+    ├── references.csv   the same of the references
     ├── recipes.json     how each spoiled label was made; donor: the case whose label was mixed up with it
     └── test/            held-back cases, in the csv layout
 """
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import label_to_classes, read_volume, write_volume
-from fedqc.config import ComputeConfig
+from fedqc.config import ComputeConfig, FederationConfig
 from fedqc.degradation.annotator import AnotherPatient
 from fedqc.degradation.base import Untouched
 from fedqc.errors import ConfigError, DataError
@@ -39,6 +40,7 @@ from fedqc_simulations.noise import (
     deal_kinds,
     habit_params,
     habits,
+    lone_habit,
     spoil,
     spoil_with,
 )
@@ -53,8 +55,8 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """What the simulation knows of one candidate."""
+class KnownLabel:
+    """What the simulation knows of a candidate's or a reference's label."""
 
     site: str
     id: str
@@ -85,8 +87,9 @@ def build_consortium(
     min_count: int,
     compute: ComputeConfig,
     progress: Progress,
+    home: Callable[[str], str] | None = None,
 ) -> dict[str, Path]:
-    """Split cases by patient into site folders (copies) and spoil a share of the candidates' labels.
+    """Split cases by patient into site folders (copies) and spoil a share of the labels.
 
     Args:
         cases: Usable cases; their files are only read.
@@ -94,10 +97,11 @@ def build_consortium(
         out: The run's folder.
         names: Of the sites.
         seed: Decides who goes where and what is spoiled how.
-        noise: `mixed`, `systematic` or `none`.
+        noise: Which labels are spoiled, see `docs/how-to/simulate.md`.
         min_count: Smallest number of patients behind a number that leaves a site.
         compute: How the sites compute.
         progress: Told what is being done.
+        home: The site that a case belongs to, by the case's id; None deals the patients out.
 
     Returns:
         The `site.toml` of each site.
@@ -105,51 +109,76 @@ def build_consortium(
     Raises:
         ConfigError: there are too few patients for the sites.
     """
-    roles = _split(cases, names, seed)
+    roles = _split(cases, names, seed, home)
     task_file = out / "task.toml"
     task_file.parent.mkdir(parents=True, exist_ok=True)
     task_file.write_text(tomli_w.dumps(task.model_dump(mode="json")), encoding="utf-8")
-    habit_of = habits(names, task.n_classes) if noise == "systematic" else {}
-    sites: dict[str, Path] = {}
-    candidates: list[Candidate] = []
+    habit_of: dict[str, str] = {}
+    if noise == "systematic":
+        habit_of = habits(names, task.n_classes)
+    elif noise == "systematic-reference":
+        habit_of = lone_habit(names, task.n_classes, generator(seed, "habit"))
+    candidates: list[KnownLabel] = []
+    references: list[KnownLabel] = []
     recipes: dict[str, object] = {}
     for position, name in enumerate(names):
         progress("building the sites", position, len(names))
-        site = roles[name]
-        folder = out / "sites" / name
-        sites[name] = _write_site(folder, name, site, task_file, task, min_count=min_count, compute=compute)
+        site, folder = roles[name], out / "sites" / name
+        _write_site(folder, name, site, task, min_count=min_count, compute=compute)
         spoiled = _spoil_site(site, task, noise, habit_of.get(name), generator(seed, "noise", name))
-        for case in site.candidates:
-            if case.id not in spoiled:
-                candidates.append(Candidate(name, case.id, case.patient, Untouched.kind, 1.0))
-                continue
-            error, donor = spoiled[case.id]
-            candidates.append(Candidate(name, case.id, case.patient, error.kind, error.dsc))
-            made = {"kind": error.kind, "params": dict(error.params)}
-            recipes[f"{name}/{case.id}"] = made | (
-                {"donor": donor} if error.kind == AnotherPatient.kind else {}
-            )
-            write_volume(folder / "data" / _label_name(case), *_as_file(case, error.label, task))
+        for known, members in ((candidates, site.candidates), (references, site.references)):
+            for case in members:
+                if case.id not in spoiled:
+                    known.append(KnownLabel(name, case.id, case.patient, Untouched.kind, 1.0))
+                    continue
+                error, donor = spoiled[case.id]
+                known.append(KnownLabel(name, case.id, case.patient, error.kind, error.dsc))
+                made = {"kind": error.kind, "params": dict(error.params)}
+                is_mix_up = error.kind == AnotherPatient.kind
+                recipes[f"{name}/{case.id}"] = made | ({"donor": donor} if is_mix_up else {})
+                write_volume(folder / "data" / _label_name(case), *_as_file(case, error.label, task))
     progress("building the sites", len(names), len(names))
     test = [case for name in names for case in roles[name].test]
-    _write_cases(out / "truth" / "test", task, test)
-    _write_table(
-        out / "truth" / "candidates.csv", [dataclasses.asdict(candidate) for candidate in candidates]
-    )
-    (out / "truth" / "recipes.json").write_text(json.dumps(recipes, indent=1) + "\n", encoding="utf-8")
-    return sites
+    truth = out / "truth"
+    _write_cases(truth / "test", task, test)
+    for file, labels in (("candidates.csv", candidates), ("references.csv", references)):
+        _write_table(truth / file, [dataclasses.asdict(label) for label in labels])
+    (truth / "recipes.json").write_text(json.dumps(recipes, indent=1) + "\n", encoding="utf-8")
+    return site_files(out, names)
 
 
-def read_candidates(out: Path) -> list[Candidate]:
+def site_files(out: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The `site.toml` of each site of a consortium."""
+    return {name: out / "sites" / name / "site.toml" for name in names}
+
+
+def write_federation(folder: Path, config: FederationConfig, *, task: str = "task.toml") -> None:
+    """Write a run's `federation.toml`, whose task is the file that lies with the run."""
+    values = config.model_dump(mode="json", exclude_none=True) | {"task": task}
+    (folder / "federation.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+
+
+def read_candidates(out: Path) -> list[KnownLabel]:
     """What was written to `truth/candidates.csv`."""
-    with (out / "truth" / "candidates.csv").open(encoding="utf-8", newline="") as file:
+    return _read_known(out / "truth" / "candidates.csv")
+
+
+def read_references(out: Path) -> list[KnownLabel]:
+    """What was written to `truth/references.csv`."""
+    return _read_known(out / "truth" / "references.csv")
+
+
+def _read_known(path: Path) -> list[KnownLabel]:
+    with path.open(encoding="utf-8", newline="") as file:
         return [
-            Candidate(row["site"], row["id"], row["patient"], row["kind"], float(row["dsc"]))
+            KnownLabel(row["site"], row["id"], row["patient"], row["kind"], float(row["dsc"]))
             for row in csv.DictReader(file)
         ]
 
 
-def _split(cases: Sequence[CaseFiles], names: Sequence[str], seed: int) -> dict[str, _Roles]:
+def _split(
+    cases: Sequence[CaseFiles], names: Sequence[str], seed: int, home: Callable[[str], str] | None
+) -> dict[str, _Roles]:
     """Deal the patients to the sites, and each site's patients to its roles."""
     patients = sorted({case.patient for case in cases})
     if len(patients) < FEWEST_PATIENTS * len(names):
@@ -162,6 +191,9 @@ def _split(cases: Sequence[CaseFiles], names: Sequence[str], seed: int) -> dict[
     roles = {}
     for position, name in enumerate(names):
         own = [patients[index] for index in order[position :: len(names)]]
+        if home is not None:
+            at_home = {case.patient for case in cases if home(case.id) == name}
+            own = [patients[index] for index in order if patients[index] in at_home]
         n_test = max(1, round(TEST_SHARE * len(own)))
         n_references = max(2, round(REFERENCE_SHARE * len(own)))
         groups = own[:n_test], own[n_test : n_test + n_references], own[n_test + n_references :]
@@ -174,9 +206,13 @@ def _spoil_site(
     site: _Roles, task: Task, noise: Noise, habit: str | None, rng: np.random.Generator
 ) -> dict[str, tuple[Spoiled, str | None]]:
     """The spoiled labels of one site by case id, each with the id of the case that stood by as donor."""
-    share = {"mixed": MIXED_SHARE, "systematic": HABIT_SHARE if habit else 0.0, "none": 0.0}[noise]
+    share = MIXED_SHARE if noise == "mixed" else HABIT_SHARE if habit else 0.0
     by_id = {case.id: case for case in site.candidates}
     chosen = choose_spoiled(list(by_id), share, rng)
+    if noise == "systematic-reference":
+        vouched = {case.id: case for case in site.references}
+        chosen += choose_spoiled(list(vouched), share, rng)
+        by_id |= vouched
     regions = task.region_indices()
     spoiled: dict[str, tuple[Spoiled | None, str | None]] = {}
     if habit and chosen:
@@ -226,29 +262,20 @@ def _fit(label: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 def _write_site(
-    folder: Path,
-    name: str,
-    site: _Roles,
-    task_file: Path,
-    task: Task,
-    *,
-    min_count: int,
-    compute: ComputeConfig,
-) -> Path:
+    folder: Path, name: str, site: _Roles, task: Task, *, min_count: int, compute: ComputeConfig
+) -> None:
     """Write a site's data and its `site.toml`, whose results lie beside it."""
     _write_cases(folder / "data", task, [*site.references, *site.candidates])
     _write_table(folder / "data" / "reference.csv", [{"id": case.id} for case in site.references])
     settings = {
         "name": name,
-        "task": str(task_file.resolve()),
+        "task": "../../task.toml",  # relative, so that a run's folder can be moved
         "results": ".",
         "data": {"path": "data", "layout": "csv", "reference": "data/reference.csv"},
         "compute": compute.model_dump(mode="json"),
         "policy": {"min_count": min_count},
     }
-    path = folder / "site.toml"
-    path.write_text(tomli_w.dumps(settings), encoding="utf-8")
-    return path
+    (folder / "site.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
 
 
 def _write_cases(folder: Path, task: Task, cases: Sequence[CaseFiles]) -> None:

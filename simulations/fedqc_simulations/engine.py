@@ -5,7 +5,7 @@ The one file of the simulations that touches names inside Flower.
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from fedqc_client.app import app as client_app
@@ -117,12 +117,27 @@ class LocalGrid(Grid):
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, repr(error)), reply_to=message)
 
 
+def run_config(
+    federation: Path, out: Path, *, seed: int, resume: bool, phases: Sequence[str]
+) -> dict[str, bool | float | int | str]:
+    """What the ServerApp is told; see `fedqc_server.app`."""
+    return {
+        "federation": str(federation),
+        "out": str(out),
+        "seed": seed,
+        "resume": resume,
+        "phases": ",".join(phases),
+    }
+
+
 def run_local(
     federation: Path,
     sites: Mapping[str, Path],
     out: Path,
     *,
     seed: int,
+    resume: bool = False,
+    phases: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> None:
     """Run a whole federation in this process.
@@ -130,20 +145,29 @@ def run_local(
     Args:
         federation: the `federation.toml`.
         sites: `site.toml` of each site, by name.
-        out: the run's folder; holds no run yet.
+        out: the run's folder.
         seed: seed of the run.
+        resume: go on with the run that the folder may hold.
+        phases: the phases wanted; all of them where none is named.
         listener: is told every event, see `fedqc_server.run_folder`.
 
     Raises:
         FedQCError: whatever ends the run.
     """
-    context = Context(
-        run_id=1,
-        node_id=_SERVER_NODE,
-        node_config={},
-        state=RecordDict(),
-        run_config={"federation": str(federation), "out": str(out), "seed": seed},
-    )
-    grid = LocalGrid(sites)
+    lead(LocalGrid(sites), run_config(federation, out, seed=seed, resume=resume, phases=phases), listener)
+
+
+def lead(grid: Grid, config: dict[str, bool | float | int | str], listener: Listener | None = None) -> None:
+    """Have the real ServerApp lead one run in this process.
+
+    Args:
+        grid: the way to the sites.
+        config: see `run_config`.
+        listener: is told every event.
+
+    Raises:
+        FedQCError: whatever ends the run.
+    """
+    context = Context(run_id=1, node_id=_SERVER_NODE, node_config={}, state=RecordDict(), run_config=config)
     with listening(listener):
         server_app(grid, context)

@@ -14,7 +14,6 @@ from fedqc.cases.cache import CaseCache
 from fedqc.cases.layouts import find_cases
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.config import CurationConfig
 from fedqc.curation.manifest import read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.base import Untouched
@@ -24,7 +23,6 @@ from fedqc.metrics.filtering import auroc, filtering
 from fedqc.model import StoredModel
 from fedqc.seeding import generator
 from fedqc_simulations.consortium import Progress, read_candidates
-from fedqc_simulations.figures import draw_evaluation
 
 
 @dataclass(frozen=True)
@@ -52,46 +50,10 @@ class Curated:
     """Review counts as dropped."""
 
 
-def evaluate(
-    out: Path,
-    model: StoredModel,
-    sites: Sequence[str],
-    curation: CurationConfig,
-    *,
-    seed: int,
-    compute: Compute,
-    progress: Progress,
-) -> dict[str, Any]:
-    """All figures of a finished simulation; `evaluation.svg` shows them.
-
-    Args:
-        out: The run's folder.
-        model: The federation's QC model.
-        sites: Names of the sites.
-        curation: The rule that the sites followed.
-        seed: Of the run.
-        compute: Where the test cases are scored.
-        progress: Told what is being done.
-    """
-    judged = judge_test_cases(out, model, seed=seed, compute=compute, progress=progress)
-    _write_judged(out / "truth" / "test_scores.csv", judged)
-    curated = read_curated(out, sites)
-    left_out, tau = model.card.qc.leave_out, curation.threshold
-    draw_evaluation(
-        out / "evaluation.svg",
-        trained=[(one.true_dsc, one.predicted_dsc) for one in judged if one.kind not in left_out],
-        unseen=[(one.true_dsc, one.predicted_dsc) for one in judged if one.kind in left_out],
-        kept=[(one.true_dsc, one.predicted_dsc) for one in curated if not one.dropped],
-        dropped=[(one.true_dsc, one.predicted_dsc) for one in curated if one.dropped],
-        tau=tau,
-    )
-    return {"qc": qc_figures(judged, left_out, seed=seed), "curation": curation_figures(curated, tau)}
-
-
 def judge_test_cases(
     out: Path, model: StoredModel, *, seed: int, compute: Compute, progress: Progress
 ) -> list[Judged]:
-    """Every held-back case with every kind of error once, scored by the model."""
+    """Every held-back case with every kind of error once, scored by the model; `truth/test_scores.csv`."""
     task = model.card.task
     cache = CaseCache(out / "truth" / "cache", task)
     cases = [cache.get(files) for files in find_cases(out / "truth" / "test", task, "csv")]
@@ -108,7 +70,23 @@ def judge_test_cases(
         error_dsc = None if score.error_map is None else _error_dsc(score.error_map >= 0.5, sample.error)
         judged.append(Judged(sample.case.patient, sample.kind, sample.mean_dsc, score.quality, error_dsc))
         progress("scoring the test cases", len(judged), len(cases) * len(ALL_KINDS))
+    _write_judged(_judged_file(out), judged)
     return judged
+
+
+def read_judged(out: Path) -> list[Judged]:
+    """What was written to `truth/test_scores.csv`."""
+    with _judged_file(out).open(encoding="utf-8", newline="") as file:
+        return [
+            Judged(
+                row["patient"],
+                row["kind"],
+                float(row["true_dsc"]),
+                float(row["predicted_dsc"]),
+                float(row["error_dsc"]) if row["error_dsc"] else None,
+            )
+            for row in csv.DictReader(file)
+        ]
 
 
 def qc_figures(judged: Sequence[Judged], left_out: Collection[str], *, seed: int) -> dict[str, Any]:
@@ -186,6 +164,10 @@ def _error_dsc(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> float |
     if not true.any():
         return None
     return float(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
+
+
+def _judged_file(out: Path) -> Path:
+    return out / "truth" / "test_scores.csv"
 
 
 def _write_judged(path: Path, judged: Sequence[Judged]) -> None:

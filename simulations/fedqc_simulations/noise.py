@@ -12,11 +12,11 @@ from fedqc.degradation.annotator import ANNOTATOR_KINDS, OverContouring, Shift, 
 from fedqc.degradation.base import Params, radius
 from fedqc.degradation.samples import LabelFactory, Recipe
 
-Noise = Literal["mixed", "systematic", "none"]
+Noise = Literal["mixed", "systematic", "systematic-reference", "none"]
 MIXED_SHARE = 0.35
 """Share of the candidates that `mixed` noise spoils, each with an error of its own."""
 HABIT_SHARE = 0.8
-"""Share of the candidates that `systematic` noise spoils at a site with a habit."""
+"""Share of the labels that `systematic` noise spoils at a site with a habit."""
 LARGEST_DSC = 0.9
 """A spoiled label is at least this bad."""
 ATTEMPTS = 50
@@ -36,11 +36,20 @@ class Spoiled:
 
 def habits(names: Sequence[str], n_classes: int) -> dict[str, str]:
     """The kind of error that is the habit of each site that has one: the first half, the kinds in turn."""
-    kinds = [OverContouring.kind, Shift.kind]
-    if n_classes > 1:
-        kinds.insert(0, SwappedClasses.kind)
+    kinds = _habit_kinds(n_classes)
     chosen = names[: len(names) // 2] if len(names) > 1 else names
     return {name: kinds[index % len(kinds)] for index, name in enumerate(chosen)}
+
+
+def lone_habit(names: Sequence[str], n_classes: int, rng: np.random.Generator) -> dict[str, str]:
+    """One site and its habit, both drawn."""
+    kinds = _habit_kinds(n_classes)
+    return {names[int(rng.integers(len(names)))]: kinds[int(rng.integers(len(kinds)))]}
+
+
+def _habit_kinds(n_classes: int) -> list[str]:
+    swapped = [SwappedClasses.kind] if n_classes > 1 else []
+    return [*swapped, OverContouring.kind, Shift.kind]
 
 
 def habit_params(kind: str, label: NDArray[np.uint8], rng: np.random.Generator) -> Params:

@@ -57,6 +57,12 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def data_set() -> Callable[[Path, int], Path]:
+    """Write a data set of as many cases as wanted."""
+    return write_data_set
+
+
+@pytest.fixture
 def fedqc(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run the command line in this process; the result is its exit code."""
 

@@ -7,7 +7,14 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from fedqc_simulations.consortium import _as_file, _fit, _read_label, build_consortium, read_candidates
+from fedqc_simulations.consortium import (
+    _as_file,
+    _fit,
+    _read_label,
+    build_consortium,
+    read_candidates,
+    read_references,
+)
 from fedqc_simulations.noise import LARGEST_DSC, Noise
 from numpy.typing import NDArray
 
@@ -141,13 +148,9 @@ def test_one_seed_one_consortium(make_cases: MakeCases, build: Build, tmp_path: 
     assert truths[0] != truths[2]
     assert recipes[0] != recipes[2]
     first, again, other = (contents(folder) for folder in folders)
-    absolute = {
-        "sites/hospital-1/site.toml",
-        "sites/hospital-2/site.toml",
-    }  # they name the folder of the task
     assert set(first) == set(again)
     # gzip notes the time, so spoiled labels are compared by what they hold.
-    files = [name for name in first if first[name] != again[name] and name not in absolute]
+    files = [name for name in first if first[name] != again[name]]
     assert all(name.endswith(".nii.gz") for name in files)
     for name in files:
         one, two = (read_volume(folder / name).data for folder in folders[:2])
@@ -304,6 +307,55 @@ def test_systematic_noise_is_one_habit_at_half_of_the_sites(
         params = [recipes[f"{name}/{one.id}"]["params"] for one in bad]
         assert all(p == params[0] for p in params)  # the same every time
         assert all(one.dsc <= LARGEST_DSC for one in bad)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_spoiled_references_are_one_habit_at_one_site(
+    seed: int, make_cases: MakeCases, build: Build, out: Path
+) -> None:
+    names = ("a", "b", "c", "d")
+    build(make_cases(48), noise="systematic-reference", names=names, seed=seed)
+    everything = [*read_candidates(out), *read_references(out)]
+    assert len({one.site for one in everything if one.kind != "untouched"}) == 1
+    recipes = json.loads((out / "truth" / "recipes.json").read_text())
+    params = [recipe["params"] for recipe in recipes.values()]
+    assert all(one == params[0] for one in params)
+    site = next(one.site for one in everything if one.kind != "untouched")
+    for known in (read_candidates(out), read_references(out)):
+        of_site = [one for one in known if one.site == site]
+        assert sum(one.kind != "untouched" for one in of_site) == round(0.8 * len(of_site))
+    spoiled = next(one for one in read_references(out) if one.kind != "untouched")
+    assert f"{site}/{spoiled.id}" in recipes
+
+
+def test_which_site_has_the_habit_is_drawn(make_cases: MakeCases, build: Build, tmp_path: Path) -> None:
+    cases, names = make_cases(16), ("a", "b", "c", "d")
+    found = set()
+    for seed in range(6):
+        build(cases, noise="systematic-reference", names=names, seed=seed, to=tmp_path / str(seed))
+        spoiled = [one for one in read_references(tmp_path / str(seed)) if one.kind != "untouched"]
+        found.add((spoiled[0].site, spoiled[0].kind))
+    assert len({site for site, _ in found}) > 1
+    assert len({kind for _, kind in found}) > 1
+
+
+def test_cases_stay_at_home(make_cases: MakeCases, out: Path, task: Task) -> None:
+    cases = make_cases(12)
+    build_consortium(
+        cases,
+        task,
+        out,
+        names=("even", "odd"),
+        seed=0,
+        noise="none",
+        min_count=1,
+        compute=ComputeConfig(),
+        progress=lambda *_: None,
+        home=lambda case: "even" if int(case.removeprefix("case-")) % 2 == 0 or case == "case-1" else "odd",
+    )
+    there, _ = site_cases(out, "odd", task)
+    assert there
+    assert all(int(case.id.removeprefix("case-")) % 2 for case in there)
 
 
 def test_no_noise(make_cases: MakeCases, build: Build, out: Path) -> None:

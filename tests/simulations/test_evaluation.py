@@ -10,17 +10,17 @@ from fedqc_simulations.consortium import build_consortium
 from fedqc_simulations.evaluation import (
     Judged,
     curation_figures,
-    evaluate,
     judge_test_cases,
     qc_figures,
     read_curated,
+    read_judged,
 )
 from torch import nn
 
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.config import ComputeConfig, CurationConfig, QCConfig
+from fedqc.config import ComputeConfig, QCConfig
 from fedqc.curation.manifest import Entry, InputFile, Manifest, UsedModel, UsedRule, write_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
@@ -70,7 +70,14 @@ class Blind(Method):
 def model(task: Task) -> StoredModel:
     config = QCConfig(leave_out=("shift", "left-right-flip"))
     card = ModelCard(
-        task=task, qc=config, federation="north", seed=0, rounds=1, samples=1, sites=("hospital-1",)
+        stage="qc",
+        task=task,
+        qc=config,
+        federation="north",
+        seed=0,
+        rounds=1,
+        samples=1,
+        sites=("hospital-1",),
     )
     return StoredModel(card, Blind(task, config), nn.Linear(1, 1), "0" * 64)
 
@@ -201,19 +208,24 @@ def test_every_test_case_is_judged_with_every_kind(consortium: Path, model: Stor
     assert judged != judge_test_cases(consortium, model, seed=1, compute=FP32, progress=lambda *_: None)
 
 
-def test_evaluate_writes_what_was_judged(consortium: Path, model: StoredModel) -> None:
-    write_manifest(consortium / "sites" / "hospital-1" / "manifest.json", manifest("hospital-1", []))
-    figures = evaluate(
-        consortium, model, ["hospital-1"], CurationConfig(), seed=0, compute=FP32, progress=lambda *_: None
-    )
+def test_what_was_judged_is_written_and_read_again(consortium: Path, model: StoredModel) -> None:
+    judged = judge_test_cases(consortium, model, seed=0, compute=FP32, progress=lambda *_: None)
+    assert read_judged(consortium) == judged
+    assert {one.error_dsc for one in judged if one.kind == "untouched"} == {None}
+    figures = qc_figures(judged, ["shift", "left-right-flip"], seed=0)
     with (consortium / "truth" / "test_scores.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == figures["qc"]["all"]["n"]
+    assert len(rows) == figures["all"]["n"]
     unseen = [row for row in rows if row["kind"] in {"shift", "left-right-flip"}]
-    assert len(unseen) == figures["qc"]["unseen"]["n"]
+    assert len(unseen) == figures["unseen"]["n"]
     errors = [abs(float(row["true_dsc"]) - float(row["predicted_dsc"])) for row in rows]
-    assert figures["qc"]["all"]["mae"] == pytest.approx(np.mean(errors))
-    assert figures["curation"]["all"]["n_candidates"] == 0
+    assert figures["all"]["mae"] == pytest.approx(np.mean(errors))
+    json.dumps(figures, allow_nan=False)
+
+
+def test_nothing_curated_is_no_error(tmp_path: Path) -> None:
+    figures = curation_figures([], 0.75)
+    assert figures["all"]["n_candidates"] == 0
     json.dumps(figures, allow_nan=False)
 
 

@@ -1,0 +1,120 @@
+import re
+from collections.abc import Callable
+from functools import cache
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+
+from fedqc.reports import figures
+from fedqc.reports.figures import Curve, Dot, KindMeans, Points
+
+POINTS = Points("kept", [0.1, 0.9], [0.2, 0.8], figures.BLUE, "o")
+DRAWINGS: dict[str, Callable[[], str]] = {
+    "histograms": lambda: figures.quality_histograms(
+        {"north": [-1, -1, 3, 0, 0, 0, 0, 0, 2, 9], "south": [0] * 9 + [4], "west": [1] * 10},
+        threshold=0.75,
+        keep_from=0.8,
+    ),
+    "decisions": lambda: figures.decision_bars(
+        {"north": {"keep": 5, "review": 2, "drop": 3}, "south": {"keep": 9, "review": None, "drop": None}}
+    ),
+    "scatter": lambda: figures.scatter_panels([("all", POINTS)]),
+    "candidates": lambda: figures.candidates([POINTS], 0.75, {"north": ([0.9, 0.95], [0.1])}),
+    "kinds": lambda: figures.kinds(
+        [KindMeans("shift", False, 0.5, 0.6, 0.1), KindMeans("flip", True, 0, 0, 0)]
+    ),
+    "dots": lambda: figures.dot_panels(
+        [("r", [Dot("north", 0.9, 0.8, 0.95, small=(0.85,)), Dot("south", None, note="n = 3")], (0, 1))],
+        [("site", figures.BLUE, "o")],
+    ),
+    "losses": lambda: figures.loss_curves(
+        [Curve("QC", [1, 2], [0.9, None], {"north": [0.9, None]}, failed=[2])]
+    ),
+    "times": lambda: figures.time_bars(
+        [("train.qc", 300.0, "5 min"), ("arm random", 60.0, "60 s")], others="arm "
+    ),
+}
+EACH = pytest.mark.parametrize("name", DRAWINGS)
+
+
+@cache
+def drawing(name: str) -> str:
+    return DRAWINGS[name]()
+
+
+@EACH
+def test_is_svg_of_text_and_shapes_only(name: str) -> None:
+    root = ElementTree.fromstring(drawing(name))
+    tags = {element.tag.removeprefix("{http://www.w3.org/2000/svg}") for element in root.iter()}
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "text" in tags
+    assert tags <= {"svg", "g", "defs", "path", "use", "text", "tspan", "clipPath", "rect", "pattern"}
+
+
+@EACH
+def test_every_id_is_there_once_and_used(name: str) -> None:
+    svg = drawing(name)
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    used = {name for pair in re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', svg) for name in pair if name}
+    assert len(ids) == len(set(ids))
+    assert set(ids) == used
+
+
+@EACH
+def test_same_numbers_same_bytes_whatever_the_users_settings(name: str) -> None:
+    with mpl.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path"}):
+        assert DRAWINGS[name]() == drawing(name)
+
+
+@EACH
+def test_no_number_is_drawn_that_is_none(name: str) -> None:
+    assert "nan" not in drawing(name).lower()
+
+
+def test_ids_can_be_told_apart() -> None:
+    svg = drawing("scatter")
+    one, other = figures.with_prefix(svg, "one"), figures.with_prefix(svg, "other")
+    ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in (one, other)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    assert all(f"#{name}" in one for name in ids[0])
+
+
+def test_hidden_bins_are_hatched_and_explained() -> None:
+    shown = figures.quality_histograms({"a": [0] * 9 + [5]}, threshold=0.75, keep_from=0.75)
+    hidden = figures.quality_histograms({"a": [-1, -1] + [0] * 7 + [5]}, threshold=0.75, keep_from=0.75)
+    assert "<pattern" not in shown
+    assert "not told" not in shown
+    assert hidden.count("fill: url(#") == 2 + 1  # two bins and the legend
+    assert "not told" in hidden
+
+
+def test_review_band_has_a_line_of_its_own() -> None:
+    counts = {"a": [0] * 9 + [5]}
+    assert "kept from 0.8" in figures.quality_histograms(counts, threshold=0.75, keep_from=0.8)
+    assert "kept from" not in figures.quality_histograms(counts, threshold=0.75, keep_from=0.75)
+
+
+def test_decisions_that_are_not_told_say_so() -> None:
+    told = figures.decision_bars({"a": {"keep": 5, "review": 0, "drop": 2}})
+    not_told = figures.decision_bars({"a": {"keep": None, "review": None, "drop": None}})
+    in_part = figures.decision_bars({"a": {"keep": 5, "review": None, "drop": None}})
+    assert ["not told" in svg for svg in (told, not_told, in_part)] == [False, True, True]
+    assert "some groups not told" in in_part
+
+
+def test_names_are_no_markup_no_formula_and_not_too_long() -> None:
+    svg = figures.decision_bars(
+        {"a<b & $x$": {"keep": 1, "review": 0, "drop": 0}, "n" * 30 + "end": {"keep": 1}}
+    )
+    texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
+    assert "a<b & $x$" in texts
+    (long,) = [text for text in texts if text and text.endswith("end")]
+    assert len(long) == 26
+
+
+def test_forty_rows_still_fit_on_a_page() -> None:
+    svg = figures.dot_panels([("r", [Dot(str(number), 0.5) for number in range(40)], None)])
+    height = float(re.findall(r'height="([\d.]+)pt"', svg)[0]) / 72
+    assert height < 10.5
