@@ -113,6 +113,9 @@ def simulate(
     local_steps: Annotated[
         int | None, typer.Option(help="Training steps of a site in a round of the QC model.")
     ] = None,
+    segmentation_rounds: Annotated[
+        int | None, typer.Option(help="Rounds of training of the segmentation model.")
+    ] = None,
     engine: Annotated[Engine, typer.Option(help="In this process, or Flower's Ray.")] = Engine.LOCAL,
     workers: Annotated[int, typer.Option(min=1, help="Processes of the engine ray.")] = 2,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -158,7 +161,12 @@ def simulate(
             unseen=unseen,
             rounds=rounds,
             local_steps=local_steps,
+            segmentation_rounds=segmentation_rounds,
         )
+        if layout is not None and data is None:
+            raise ConfigError("--layout says how --data is laid out; give --data too, or leave --layout out")
+        if engine is not Engine.RAY and _is_given(context, "workers"):
+            raise ConfigError("--workers is for --engine ray; the local engine works in this process")
         compute = parse({"device": device, "precision": precision}, ComputeConfig, source="options")
         with Display(console) as display:
             display.say(f"simulating {len(config.sites.expected)} sites; results go to {out}")
@@ -314,6 +322,7 @@ def _simulated_federation(
     unseen: str | None,
     rounds: int | None,
     local_steps: int | None,
+    segmentation_rounds: int | None,
 ) -> "FederationConfig":
     """The federation of a simulation: the file's, or the defaults, with the options on top."""
     from fedqc.config import FederationConfig, load_federation, parse
@@ -326,7 +335,8 @@ def _simulated_federation(
     values: dict[str, Any] = {"name": "simulation"}
     if path is not None:
         values = load_federation(path).model_dump(exclude_unset=True)
-    table: dict[str, dict[str, Any]] = {key: dict(values.get(key, {})) for key in ("sites", "qc", "privacy")}
+    tables = ("sites", "qc", "segmentation", "privacy")
+    table: dict[str, dict[str, Any]] = {key: dict(values.get(key, {})) for key in tables}
     if task is not None:
         # A path is seen from here, not from the run's folder.
         values["task"] = str(Path(task).expanduser().resolve()) if task.endswith(".toml") else task
@@ -348,6 +358,8 @@ def _simulated_federation(
     table["qc"] |= {
         key: value for key, value in (("rounds", rounds), ("local_steps", local_steps)) if value is not None
     }
+    if segmentation_rounds is not None:
+        table["segmentation"]["rounds"] = segmentation_rounds
     table["privacy"].setdefault("min_count", SIMULATION_MIN_COUNT)
     return parse(values | table, FederationConfig, source=str(path or "options"))
 
@@ -406,7 +418,9 @@ def _print_arms(console: "Console", segmentation: dict[str, Any]) -> None:
     console.print(table)
     gap = segmentation["gap_closed"]
     if segmentation["curated"]["dice_mean"] is None:
-        line = "no site kept anything to train on: the QC model drops nearly all, so it was trained too little"
+        line = (
+            "no site kept anything to train on: the QC model drops nearly all, so it was trained too little"
+        )
     elif gap["value"] is None:
         line = "there is no gap to close: all labels do as well as only the good ones"
     else:

@@ -111,7 +111,7 @@ def read_run(folder: Path) -> RunRecord:
             last_phase, last_round = event.get("phase"), None
         elif name == "round-started":
             last_round = (event.get("round", 0), event.get("rounds", 0))
-        elif name == "cross-check-skipped":
+        elif name == "phase-skipped" and event.get("phase") == "cross-check":
             check_skipped = event.get("reason")
         elif name == "run-resumed":
             resumed += 1

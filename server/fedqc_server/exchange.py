@@ -64,11 +64,11 @@ class Exchange:
             Message(content, node, request.kind, ttl=deadline, group_id=str(request.round))
             for node in targets.values()
         ]
-        ids = list(self.grid.push_messages(messages))
+        # One by one: of many messages, Flower may leave out the rejected ones and tell nobody which.
+        ids = [next(iter(self.grid.push_messages([message])), None) for message in messages]
         end = self.clock.now() + deadline
         del content, messages
-        for position, site in enumerate(targets):
-            message_id = ids[position] if position < len(ids) else None
+        for site, message_id in zip(targets, ids, strict=True):
             reply = self._await_reply(message_id, request.kind, kind, end) if message_id else "not-sent"
             yield site, reply
 

@@ -18,7 +18,7 @@ from torch import nn
 
 import fedqc
 from fedqc.config import FederationConfig, QCConfig
-from fedqc.errors import ConfigError, FedQCError, ModelError
+from fedqc.errors import ConfigError, FedQCError, ModelError, QuorumError
 from fedqc.methods.base import Method, get_method
 from fedqc.model import ModelCard, load_model, save_model
 from fedqc.protocol import (
@@ -159,10 +159,14 @@ def cross_check(run: Run) -> None:
         run.folder.event("phase-skipped", reason=why)
         return
     parts = halves(sites, run.seed)
-    models = [
-        train(run, _qc_stage(run, f"check-{number}", rounds, minimum=1), part)[0]
-        for number, part in enumerate(parts, start=1)
-    ]
+    try:
+        models = [
+            train(run, _qc_stage(run, f"check-{number}", rounds, minimum=1), part)[0]
+            for number, part in enumerate(parts, start=1)
+        ]
+    except QuorumError as error:  # nobody is judged, and the run can do without
+        run.folder.event("phase-skipped", reason=str(error))
+        return
     for judged, weights in zip(parts, reversed(models), strict=True):
         request = CrossCheckRequest(**run.common(), qc=_qc_for_sites(run), weights=weights)
         _ask_statistics(run, request, "cross-check", judged, minimum=0)
@@ -244,7 +248,8 @@ def evaluate_segmentation(run: Run) -> None:
         weights=weights,
         provenance=_provenance(state),
     )
-    _ask_statistics(run, request, "evaluate.segmentation", run.roster.joined)
+    deadline = run.config.segmentation.deadline
+    _ask_statistics(run, request, "evaluate.segmentation", run.roster.joined, deadline=deadline)
 
 
 def report(run: Run) -> None:
@@ -277,14 +282,21 @@ PHASES: dict[str, Callable[[Run], None]] = {
 
 
 def _ask_statistics(
-    run: Run, request: Request, phase: str, sites: Collection[str], *, minimum: int | None = None
+    run: Run,
+    request: Request,
+    phase: str,
+    sites: Collection[str],
+    *,
+    minimum: int | None = None,
+    deadline: float | None = None,
 ) -> None:
     """One phase of statistics; a site that a phase is not for counts as if it had answered."""
     targets, failed = run.online(sites)
     n_answers = 0
     statistics = run.folder.statistics.get("sites") or {site: {} for site in sorted(run.roster.joined)}
     run.folder.event("sites-asked", sites=len(targets))
-    for site, reply in run.exchange.ask(request, targets, StatisticsReply, run.config.qc.deadline):
+    seconds = deadline or run.config.qc.deadline
+    for site, reply in run.exchange.ask(request, targets, StatisticsReply, seconds):
         if isinstance(reply, str):
             failed[site] = reply
         else:

@@ -1,6 +1,6 @@
 """A federation in one process: the real ServerApp and the real ClientApp, without a network between them.
 
-The one file of the simulations that touches names inside Flower.
+With `ray_engine`, the one file of the simulations that touches names inside Flower.
 """
 
 import time

@@ -14,14 +14,16 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import cast
+from types import ModuleType
+from typing import Any, cast
 
 import torch
 from fedqc_client.app import app as client_app
@@ -100,7 +102,7 @@ def check_ray() -> None:
         ConfigError: it is not.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ConfigError("engine ray: Ray is not installed; pip install 'fedqc[ray]', or use engine local")
+        raise ConfigError("engine ray: Ray is not installed; pip install 'fedqc[ray]', or use --engine local")
 
 
 def run_ray(
@@ -163,42 +165,40 @@ def _ray(workers: int, folder: Path) -> Iterator[None]:
     """Ray on this machine alone, for as long as the block lasts.
 
     Raises:
-        RunError: it does not start, or it can be reached from other machines.
+        RunError: it does not start, or other machines could reach it.
     """
-    terminate = signal.getsignal(signal.SIGTERM)
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
-    ray = importlib.import_module("ray")
-    try:
+    with _environment(_ENVIRONMENT), _on(signal.SIGTERM, _exit):
+        ray = importlib.import_module("ray")
         try:
-            with _uninterrupted():
-                context = ray.init(
-                    address="local",
-                    num_cpus=workers,
-                    num_gpus=0,
-                    include_dashboard=False,
-                    configure_logging=False,
-                    log_to_driver=False,
-                    _temp_dir=str(folder),
-                )
-        except Exception as error:
-            raise RunError(f"Ray does not start: {error}; use engine local") from error
-        address = context.address_info["node_ip_address"]
-        if address != _LOOPBACK:
-            raise RunError(
-                f"Ray listens on {address}, expected {_LOOPBACK}: it was imported before fedqc could set it "
-                "up; start fedqc in a process of its own"
+            _start(ray, workers, folder)
+            # Once more: Ray puts a handler of its own in its place, which aborts after three seconds.
+            with _on(signal.SIGTERM, _exit):
+                yield
+        finally:
+            ray.shutdown()
+
+
+def _start(ray: ModuleType, workers: int, folder: Path) -> None:
+    try:
+        # Ctrl-C has to wait: an interrupted start would leave half of Ray behind.
+        with _uninterrupted():
+            context = ray.init(
+                address="local",
+                num_cpus=workers,
+                num_gpus=0,
+                include_dashboard=False,
+                configure_logging=False,
+                log_to_driver=False,
+                _temp_dir=str(folder),
             )
-        yield
-    finally:
-        ray.shutdown()
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, terminate)  # Ray has put its own in its place
+    except Exception as error:
+        raise RunError(f"Ray does not start: {error}; use --engine local") from error
+    address = context.address_info["node_ip_address"]
+    if address != _LOOPBACK:
+        raise RunError(
+            f"Ray listens on {address}, expected {_LOOPBACK}: it was imported before fedqc could set it up; "
+            "start fedqc in a process of its own"
+        )
 
 
 @contextmanager
@@ -254,7 +254,7 @@ def _runtime(app: ClientApp, names: Sequence[str], stop_file: Path) -> Iterator[
         yield grid
     except FedQCError as error:
         if broken:
-            raise RunError(f"Flower's simulation engine broke: {broken[0]}; use engine local") from error
+            raise RunError(f"Flower's simulation engine broke: {broken[0]}; use --engine local") from error
         raise
     finally:
         # Flower's threads end when the workers' answers are there, or the workers gone. A thread that still
@@ -284,24 +284,51 @@ def _await_end_of_workers(folder: Path, patience: float = 10.0) -> None:
     """Wait for the processes that `_end_with` has noted: Ray, once shut down, does not."""
     end = time.monotonic() + patience
     for note in folder.glob("worker-*"):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             while time.monotonic() < end:
                 os.kill(int(note.name.removeprefix("worker-")), 0)  # asks whether it is there
                 time.sleep(0.05)
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Put Ctrl-C off until the end of this: an interrupted start would leave half of Ray behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: asked.set())
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment until the end of the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _on(number: signal.Signals, handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle a signal this way until the end of the block; threads other than the main one cannot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _exit(number: int, _: object) -> None:
+    """End the process as a signal would, but in order."""
+    sys.exit(128 + number)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Put Ctrl-C off until the end of the block."""
+    asked = threading.Event()
+    with _on(signal.SIGINT, lambda *_: asked.set()):
+        yield
     if asked.is_set():
         signal.raise_signal(signal.SIGINT)
 

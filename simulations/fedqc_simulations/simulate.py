@@ -1,13 +1,14 @@
 """`fedqc simulate`: a consortium built, run and measured on one machine."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
 from fedqc_server.run_folder import Listener, check_new_folder
@@ -28,6 +29,7 @@ from fedqc_simulations.arms import (
     ARMS,
     OTHER_ARMS,
     PHASES,
+    ArmScore,
     arm_figures,
     arm_folder,
     build_arm,
@@ -38,6 +40,7 @@ from fedqc_simulations.arms import (
 from fedqc_simulations.consortium import build_consortium, read_references, site_files, write_federation
 from fedqc_simulations.engine import run_local
 from fedqc_simulations.evaluation import (
+    Judged,
     curation_figures,
     judge_test_cases,
     qc_figures,
@@ -87,6 +90,10 @@ class Settings(FrozenModel):
     """Processes of the engine `ray`."""
 
 
+Owned = TypeVar("Owned", Judged, ArmScore)
+"""Something that belongs to a patient."""
+
+
 @dataclass(frozen=True)
 class Seed:
     """One simulation of several that differ in their seed only."""
@@ -112,7 +119,7 @@ def simulate(settings: Settings, out: Path, observer: Observer) -> dict[str, Any
     check_new_folder(out)
     _check(settings, out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / SETTINGS).write_text(settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    _write_json(out / SETTINGS, settings.model_dump(mode="json"))
     try:
         return _go_on(settings, out, observer)
     except (ConfigError, DataError):
@@ -194,6 +201,9 @@ def _go_on(settings: Settings, out: Path, observer: Observer) -> dict[str, Any]:
     for run in runs:
         if several:
             observer.say(f"seed {run.seed}, in {run.out}")
+            run.out.mkdir(exist_ok=True)
+            own = settings.model_copy(update={"seeds": (run.seed,)})
+            _write_json(run.out / SETTINGS, own.model_dump(mode="json"))
         if not (run.out / "evaluation.json").exists():
             _simulate_seed(settings, run, observer)
         write_simulation_report(run.out)
@@ -335,7 +345,7 @@ def _pooled(settings: Settings, runs: Sequence[Seed]) -> dict[str, Any]:
     """The figures over all seeds; patients are still the unit of every interval."""
     config = settings.federation
     task, sites, seed = load_task(config.task), config.sites.expected, settings.seeds[0]
-    judged = list(itertools.chain.from_iterable(read_judged(run.out) for run in runs))
+    judged = [_owned(settings, run, one) for run in runs for one in read_judged(run.out)]
     curated = list(itertools.chain.from_iterable(read_curated(run.out, sites) for run in runs))
     suspected = [_suspected(run.out) for run in runs]
     return {
@@ -351,11 +361,18 @@ def _pooled(settings: Settings, runs: Sequence[Seed]) -> dict[str, Any]:
             for key in ("spoiled", "named")
         },
         "segmentation": arm_figures(
-            [read_arm_scores(run.out, task) for run in runs],
+            [[_owned(settings, run, one) for one in read_arm_scores(run.out, task)] for run in runs],
             {arm: sum(count_kept(run.out, arm, sites) for run in runs) for arm in ARMS},
             seed=seed,
         ),
     }
+
+
+def _owned(settings: Settings, run: Seed, one: Owned) -> Owned:
+    """Phantoms of two seeds are two patients, whatever they are called; people stay who they are."""
+    if settings.data is not None:
+        return one
+    return dataclasses.replace(one, patient=f"{run.seed}/{one.patient}")
 
 
 def _suspected(out: Path) -> dict[str, list[str]]:

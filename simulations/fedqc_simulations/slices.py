@@ -27,8 +27,8 @@ CONTOURS: tuple[tuple[str, Line], ...] = (
     ("#CC79A7", "solid"),
     ("#FFFFFF", "dashed"),
 )
-ERROR = "#D55E00"
-_ERROR_RGB = (0xD5 / 255, 0x5E / 255, 0)
+ERROR = "#E69F00"
+_ERROR_RGB = (0xE6 / 255, 0x9F / 255, 0)
 PLANES = ("sagittal", "coronal", "axial")
 
 _SURE = 0.25
@@ -164,22 +164,23 @@ def _draw(
     with matplotlib.style.context({}, after_reset=True):
         figure = Figure(figsize=(2 * _INCHES, _INCHES), dpi=_DPI, facecolor="black")
         panels = [figure.add_axes((side * 0.505, 0.0, 0.495, 1.0)) for side in (0, 1)]
-        low, high = np.percentile(image, (1, 99.5))
         figure.add_artist(Rectangle((0.495, 0), 0.01, 1, color="white", transform=figure.transFigure))
-        for axes in panels:
+        low, high = (float(value) for value in np.percentile(image, (1, 99.5)))
+        # Dim under the errors, so that they stand out in print, too.
+        for axes, brightest in zip(panels, (high, low + 2 * (high - low)), strict=True):
             axes.set_axis_off()
             axes.imshow(
                 image.T,
                 cmap="gray",
-                vmin=float(low),
-                vmax=float(high) if high > low else float(low) + 1,
+                vmin=low,
+                vmax=brightest if high > low else low + 1,
                 origin="lower",
                 extent=extent,
                 interpolation="bilinear",
             )
         overlay = np.zeros((*error.T.shape, 4))
         overlay[..., :3] = _ERROR_RGB
-        overlay[..., 3] = 0.85 * np.clip(error.T, 0, 1)
+        overlay[..., 3] = 0.9 * np.clip(error.T, 0, 1)
         panels[1].imshow(overlay, origin="lower", extent=extent, interpolation="nearest")
         _contours(panels[0], label, width, height)
         for axes in panels:

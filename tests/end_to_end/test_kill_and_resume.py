@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fedqc.seeding import generator
 
 KILLS = int(os.environ.get("FEDQC_KILLS", "4"))
 SETTINGS = """
@@ -43,11 +44,10 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
 
 def events(out: Path) -> list[dict[str, Any]]:
     """The events of all runs below `out`; the last line may be half written."""
-    found = []
+    found: list[dict[str, Any]] = []
     for path in filter(Path.exists, [out / "events.jsonl", *sorted(out.glob("arms/*/events.jsonl"))]):
-        for line in path.read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
-                found.append({"run": str(path.parent.relative_to(out)), **json.loads(line)})
+        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        found.extend({"run": str(path.parent.relative_to(out)), **json.loads(line)} for line in whole)
     return found
 
 
@@ -56,9 +56,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
     assert process.returncode == 0, output.decode()
 
 
-def test_killed_and_resumed(
-    data_set: Callable[[Path, int], Path], task_file: Path, tmp_path: Path
-) -> None:
+def test_killed_and_resumed(data_set: Callable[[Path, int], Path], task_file: Path, tmp_path: Path) -> None:
     data = data_set(tmp_path / "data", 18)
     federation = tmp_path / "federation.toml"
     federation.write_text(SETTINGS.format(task=task_file))
@@ -67,8 +65,8 @@ def test_killed_and_resumed(
     finish(start(*given, "--out", undisturbed))
     expected = events(undisturbed)
 
-    rng = random.Random(0)
-    moments = sorted(rng.sample(range(len(expected)), KILLS))
+    rng = generator(0, "kills")
+    moments = sorted(rng.choice(len(expected), KILLS, replace=False).tolist())
     for moment in moments:
         resumed = ("--resume", killed) if (killed / "simulation.json").exists() else (*given, "--out", killed)
         process = start(*resumed)

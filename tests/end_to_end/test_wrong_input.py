@@ -191,7 +191,7 @@ def test_broken_cases_are_named_and_the_others_go_on(
 ) -> None:
     broken = spoil_files(data)
     out = tmp_path / "run"
-    options = ("--sites", 1, "--rounds", 1, "--local-steps", 1)
+    options = ("--sites", 1, "--rounds", 1, "--local-steps", 1, "--segmentation-rounds", 1)
 
     assert fedqc("simulate", "--data", data, "--task", task_file, "--out", out, *options) == 0
 

@@ -78,10 +78,7 @@ def test_sums_in_float64(updates: Updates) -> None:
 
 def test_the_order_of_arrival_does_not_change_the_mean(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    sent = {
-        f"s{index}": {"w": (rng.normal(size=50) * 10.0 ** rng.integers(-9, 9)).astype(np.float32)}
-        for index in range(9)
-    }
+    sent = {f"s{index}": {"w": rng.normal(size=50) * 10.0 ** rng.integers(-9, 9)} for index in range(9)}
     means = []
     for names in (sorted(sent), sorted(sent, reverse=True)):
         with Updates(tmp_path) as updates:

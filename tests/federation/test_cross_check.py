@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from fedqc_server.cross_check import STANDARD_ERRORS, Suspicion, halves, suspect
-from flwr.app import Message
+from fedqc_server.run_folder import listening
+from flwr.app import Message, MetricRecord
 from safetensors.numpy import load_file
 
 from fedqc.config import load_site
-from fedqc.errors import QuorumError
 from tests.federation.runs import RecordingGrid, Sites, events, run, statistics
 
 # ------------------------------------------------------------------------------------------------- by hand
@@ -263,29 +263,51 @@ def test_nobody_is_judged_by_a_model_that_saw_its_references(
 
 @runs
 def test_nor_when_the_run_goes_on_without_a_site(
-    make_sites: Callable[..., Sites], make_federation: Callable[..., Path], tmp_path: Path, fake_time: Any
+    make_sites: Callable[..., Sites], make_federation: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The halves stay as they were dealt: the first half's model may be trained already."""
+    """The halves stay as they were dealt: the first half's model is trained already."""
     sites, out = make_sites("abcde", references=2), tmp_path / "run"
-    federation = make_federation(sites)
+    federation, only = make_federation(sites), ("summarise", "cross-check")
     first, second = halves("abcde", seed=0)
 
-    def silent(site: str, message: Message) -> bool:
-        return message.metadata.message_type == "train.qc" and site in second
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["event"] == "round-started" and event["stage"] == "check-2":
+            raise KeyboardInterrupt
 
-    # With the second half away, the run ends in the middle of the check.
-    grid = RecordingGrid(sites, silent=silent)
-    with pytest.raises(QuorumError, match="check-2, round 1 of 1: 0 sites answered"):
-        run(grid, federation, out, clock=fake_time.clock, only=("summarise", "cross-check"))
+    with listening(interrupt), pytest.raises(KeyboardInterrupt):
+        run(RecordingGrid(sites), federation, out, only=only)
     assert statistics(out)["train"].keys() == {"check-1"}
     left = {name: path for name, path in sites.items() if name != first[0]}
     grid = RecordingGrid(left)
-    run(grid, federation, out, resume=True, only=("summarise", "cross-check"))
+    run(grid, federation, out, resume=True, only=only)
     trained, judged = trained_where(out), judges(grid, out)
     assert trained == {"check-1": set(first), "check-2": set(second)}
     assert set(judged) == set(left)
     for site, stage in judged.items():
         assert site not in trained[stage], (site, stage)
+
+
+@runs
+def test_a_half_that_cannot_train_ends_the_check_and_not_the_run(
+    make_sites: Callable[..., Sites], make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    sites, out = make_sites("abcd", spoiled="c", references=2), tmp_path / "run"
+    _, second = halves("abcd", seed=0)
+
+    def fail(site: str, reply: Message) -> None:
+        started = events(out, "round-started")
+        if reply.metadata.message_type == "train.qc" and started[-1]["stage"] == "check-2":
+            reply.content["more"] = MetricRecord({"n": 1})
+
+    grid = RecordingGrid(sites, fail)
+    run(grid, make_federation(sites), out, only=("summarise", "cross-check", "train.qc"))
+    (event,) = events(out, "phase-skipped")
+    assert event["phase"] == "cross-check"
+    assert event["reason"].startswith("check-2, round 1 of 1: 0 sites answered, at least 1 are needed")
+    assert {e["site"] for e in events(out, "site-failed")} == set(second)
+    assert "suspected" not in statistics(out)
+    assert "query.cross_check" not in grid.kinds("a")
+    assert set(statistics(out)["train"]["qc"][0]["sites"]) == set(sites)
 
 
 @runs

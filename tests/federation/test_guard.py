@@ -5,27 +5,48 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fedqc_client.guard import GuardError, Outcome, Trained, answer, error_code, outgoing
+from fedqc_client.guard import (
+    GuardError,
+    Outcome,
+    Trained,
+    answer,
+    error_code,
+    outgoing,
+    statistic_keys,
+)
 from fedqc_simulations.engine import LocalGrid
 from flwr.app import Context, Message, RecordDict
 
-from fedqc.config import QCConfig, SiteConfig, load_site
+from fedqc.config import QCConfig, SegmentationConfig, SiteConfig, load_site
 from fedqc.errors import ConfigError, DataError, ModelError, ProtocolError, TrainingError
 from fedqc.protocol import (
+    CrossCheckRequest,
     ErrorCode,
     ErrorReply,
+    EvaluateSegmentationRequest,
     HandshakeReply,
     HandshakeRequest,
     ModelRequest,
+    Provenance,
     Request,
     ScoreRequest,
     SummariseRequest,
     TrainRequest,
+    TrainSegmentationRequest,
     Weights,
     content_digest,
     request_to_records,
 )
-from fedqc.statistics.site import DataSummary, Figure, Volume
+from fedqc.statistics.site import (
+    CrossCheckSummary,
+    DataSummary,
+    Figure,
+    SegmentationSummary,
+    Volume,
+    summarise_cross_check,
+    summarise_segmentation,
+)
+from fedqc.task import load_task
 
 WEIGHTS: Weights = {"w": np.ones((2, 2), np.float32), "n": np.array(1, np.int64)}
 COMMON: dict[str, Any] = {"federation": "f", "task": "0" * 64, "seed": 1, "min_count": 2}
@@ -34,6 +55,18 @@ HELLO = HandshakeReply(site="a", protocol=1, fedqc="0.1.0", task="f" * 64)
 
 def train_request() -> TrainRequest:
     return TrainRequest(**COMMON, qc=QCConfig(), weights=WEIGHTS, round=3, rounds=5)
+
+
+CROSS_CHECK = CrossCheckRequest(**COMMON, qc=QCConfig(), weights=WEIGHTS)
+TRAIN_SEGMENTATION = TrainSegmentationRequest(
+    **COMMON, segmentation=SegmentationConfig(), weights=WEIGHTS, round=1, rounds=2
+)
+EVALUATE = EvaluateSegmentationRequest(
+    **COMMON,
+    segmentation=SegmentationConfig(),
+    weights=WEIGHTS,
+    provenance=Provenance(rounds=2, samples=8, sites=("a",)),
+)
 
 
 def data_summary(patients: int, **changes: Any) -> DataSummary:
@@ -182,6 +215,16 @@ FORBIDDEN: list[tuple[Request, Outcome]] = [
     (train_request(), Trained(WEIGHTS, 1, {"Maria-Muster": Figure(value=1.0, patients=4)})),
     (train_request(), Trained(WEIGHTS, 1, {f"a{'b' * n}": Figure(value=1.0, patients=4) for n in range(17)})),
     (train_request(), Trained(WEIGHTS, 1, {"loss": 0.5})),  # type: ignore[dict-item]
+    (TRAIN_SEGMENTATION, Trained({"w": WEIGHTS["w"]}, 1, {})),
+    (TRAIN_SEGMENTATION, Trained(WEIGHTS | {"w": np.full((2, 2), np.nan, np.float32)}, 1, {})),
+    (TRAIN_SEGMENTATION, summarise_cross_check([0.5, 0.6], ["p", "q"])),
+    (CROSS_CHECK, Trained(WEIGHTS, 1, {})),
+    (CROSS_CHECK, summarise_segmentation([0.5, 0.6], {}, ["p", "q"])),
+    (CROSS_CHECK, data_summary(4)),
+    (EVALUATE, Trained(WEIGHTS, 1, {})),
+    (EVALUATE, summarise_cross_check([0.5, 0.6], ["p", "q"])),
+    (EVALUATE, summarise_segmentation([0.5, 0.6], {"Maria": [0.5, 0.6]}, ["p", "q"])),
+    (HandshakeRequest(**COMMON), summarise_segmentation([0.5, 0.6], {}, ["p", "q"])),
 ]
 
 
@@ -193,6 +236,60 @@ def test_what_is_not_on_the_list_does_not_leave(site_file: Path, request_: Reque
     assert {name: dict(record) for name, record in reply.content.items()} == {
         "error": {"code": "refused-by-guard"}
     }
+
+
+NEW: list[tuple[Request, CrossCheckSummary | SegmentationSummary, dict[str, float]]] = [
+    (
+        CROSS_CHECK,
+        summarise_cross_check([0.5, 0.75, 1.0], ["p", "q", "q"]),
+        {"references": 3, "quality_mean": 0.75, "quality_sd": 0.25},
+    ),
+    (
+        EVALUATE,
+        summarise_segmentation([0.5, 0.75, 1.0], {"ball": [0.1, 0.2, 0.30009]}, ["p", "q", "q"]),
+        {"cases": 3, "dice_mean": 0.75, "dice_sd": 0.25, "dice.ball": 0.2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "summary", "expected"), NEW, ids=["cross-check", "evaluation"])
+def test_new_statistics_leave_with_enough_patients_only(
+    make_site: Callable[..., Path],
+    request_: Request,
+    summary: CrossCheckSummary | SegmentationSummary,
+    expected: dict[str, float],
+) -> None:
+    for min_count, allowed in ((2, expected), (3, {})):
+        site = make_site(f"a{min_count}", references=0, good=0, spoiled=0, min_count=min_count)
+        reply = ask(site, request_, lambda site, request: summary)
+        assert dict(reply.content["statistics"]) == allowed
+    strict = request_.model_copy(update={"min_count": 3})
+    reply = ask(make_site("a", references=0, good=0, spoiled=0, min_count=1), strict, lambda *_: summary)
+    assert dict(reply.content["statistics"]) == {}
+
+
+def test_cases_of_one_patient_are_one_patient(site_file: Path) -> None:
+    site = load_site(site_file)
+    records = outgoing(summarise_cross_check([0.5, 0.6], ["p", "p"]), site, CROSS_CHECK)
+    assert dict(records["statistics"]) == {}
+
+
+def test_a_segmentation_update_leaves_with_a_line_in_the_ledger(site_file: Path) -> None:
+    trained = Trained(WEIGHTS, 16, {"dice": Figure(value=0.56789, patients=4)})
+    reply = ask(site_file, TRAIN_SEGMENTATION, lambda site, request: trained)
+    assert dict(reply.content["training"]) == {"samples": 16, "loss.dice": 0.568}
+    (line,) = ledger(site_file)
+    assert (line["kind"], line["round"]) == ("train.segmentation", 1)
+    assert line["keys"] == {"weights": ["w", "n"], "training": ["samples", "loss.dice"]}
+
+
+def test_statistic_keys_are_those_of_the_phase() -> None:
+    task = load_task("msd-hippocampus")
+    assert statistic_keys("query.cross_check", task) == {"references", "quality_mean", "quality_sd"}
+    dice = {"dice.anterior", "dice.posterior"}
+    assert statistic_keys("evaluate.segmentation", task) == {"cases", "dice_mean", "dice_sd"} | dice
+    for kind in ("train.qc", "train.segmentation", "query.handshake", "query.other"):
+        assert statistic_keys(kind, task) == frozenset()
 
 
 def test_error_codes() -> None:

@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedqc_client import tasks
+from fedqc_server.checkpoint import load_checkpoint
 from fedqc_server.phases import PHASES
 from fedqc_server.run_folder import RunFolder, listening
 
+from fedqc.config import load_site
+from fedqc.curation.manifest import read_manifest
+from fedqc.errors import ConfigError
 from tests.federation.runs import (
     MemoGrid,
+    RecordingGrid,
     Sites,
     events,
     model_bytes,
@@ -88,16 +94,36 @@ def assert_as_undisturbed(out: Path, undisturbed: Undisturbed, n_answers: int) -
     assert sorted(path.name for path in (out / "models").iterdir()) == ["qc", "segmentation"]
 
 
-def assert_finished_work_is_not_done_again(out: Path, grid: MemoGrid, before: list[dict[str, Any]]) -> None:
-    """What was finished `before` the stop is not asked again after it."""
-    rounds = {(e["stage"], e["round"]) for e in before if e["event"] == "round-finished"}
-    after = events(out)[len(before) :]
-    assert rounds.isdisjoint(
-        {(e.get("stage"), e.get("round")) for e in after if e["event"] == "round-started"}
-    )
-    started = [e["phase"] for e in after if e["event"] == "phase-started"]
-    assert Counter(started) == Counter(set(started))
-    assert started[0] == "handshake"
+def finished(out: Path) -> set[Any]:
+    """The phases and rounds that were finished when a run stopped."""
+    done: set[Any] = set(record(out)["done"]) if (out / "run.json").exists() else set()
+    for stage in STAGES:
+        found = load_checkpoint(out / "checkpoints" / f"{stage}.safetensors")
+        done |= {(number, stage) for number in range(1, found[1].rounds + 1)} if found else set()
+    return done - {"handshake"}
+
+
+def begun_since_the_stop(out: Path) -> list[Any]:
+    """The phases and rounds that were begun after the last stop."""
+    after: list[Any] = []
+    for event in events(out):
+        match event["event"]:
+            case "run-started" | "run-resumed":
+                after = []
+            case "phase-started":
+                after.append(event["phase"])
+            case "round-started":
+                after.append((event["round"], event["stage"]))
+    return after
+
+
+def assert_nothing_is_done_again(out: Path, before: set[Any]) -> None:
+    after = begun_since_the_stop(out)
+    assert after[0] == "handshake"
+    assert len(after) == len(set(after))
+    assert before.isdisjoint(after)
+    everything = {*PHASES, *((n, stage) for stage, last in STAGES.items() for n in range(1, last + 1))}
+    assert before | set(after) == everything | {"handshake"}
 
 
 class Stopped(Exception):  # noqa: N818 - a test's own
@@ -117,14 +143,14 @@ def stop_at(number: int) -> Callable[[dict[str, Any]], None]:
 
 def test_a_run_that_fails_at_any_event_goes_on(undisturbed: Undisturbed, tmp_path: Path) -> None:
     n_answers, n_events = len(undisturbed.memo), len(events(undisturbed.out))
-    for number in range(0, n_events, 4):  # every fourth, which is no multiple of anything in a run
+    for number in range(0, n_events, 4):
         out = tmp_path / str(number)
         with listening(stop_at(number)), pytest.raises(Stopped):
             undisturbed.go(out)
-        before = events(out)
-        grid = undisturbed.go(out, resume=True)
+        before = finished(out)
+        undisturbed.go(out, resume=True)
         assert_as_undisturbed(out, undisturbed, n_answers)
-        assert_finished_work_is_not_done_again(out, grid, before)
+        assert_nothing_is_done_again(out, before)
 
 
 def killed_at(number: int, undisturbed: Undisturbed, out: Path) -> bool:
@@ -179,8 +205,10 @@ def test_a_run_that_is_killed_anywhere_goes_on(undisturbed: Undisturbed, tmp_pat
         if not killed_at(number, undisturbed, out):
             break
         killed += 1
+        before = finished(out)
         undisturbed.go(out, resume=True)
         assert_as_undisturbed(out, undisturbed, n_answers)
+        assert_nothing_is_done_again(out, before)
     assert killed > 15
 
 
@@ -195,7 +223,7 @@ def test_a_run_that_is_killed_over_and_over_comes_to_its_end(
     assert_as_undisturbed(tmp_path, undisturbed, n_answers)
 
 
-# --------------------------------------------------------------------------------- with sites that really work
+# -------------------------------------------------------------------------------- with sites that really work
 
 
 def results(site: Path) -> dict[str, Any]:
@@ -220,7 +248,8 @@ def test_a_run_that_is_interrupted_in_every_phase_leaves_the_same_everywhere(
     out, asked = tmp_path / "run", Counter[tuple[str, ...]]()
 
     def interrupted_once(name: str, *, round: int = 0) -> None:  # noqa: A002 - the word of a request
-        work, already = getattr(tasks, name), []
+        work = getattr(tasks, name)
+        already: list[bool] = []
 
         def interrupt(site: Any, request: Any) -> Any:
             if site.name == "c" and request.round == round and not already:
@@ -290,7 +319,7 @@ def test_another_run_is_not_gone_on_with(
     changed = [path for path in (task, federation) if old in path.read_text()]
     assert len(changed) == 1
     changed[0].write_text(changed[0].read_text().replace(old, new))
-    with pytest.raises(ConfigError, match=f"run.json: the run has another {key} than the one to resume"):
+    with pytest.raises(ConfigError, match=rf"run\.json: the run has another {key} than the one to resume"):
         run(grid, federation, out, resume=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
@@ -298,7 +327,7 @@ def test_another_run_is_not_gone_on_with(
 def test_another_seed_is_not_gone_on_with(undisturbed: Undisturbed, tmp_path: Path) -> None:
     grid = MemoGrid(undisturbed.sites, undisturbed.memo)
     run(grid, undisturbed.federation, tmp_path, only=("summarise",))
-    with pytest.raises(ConfigError, match="run.json: the run has another seed than the one to resume"):
+    with pytest.raises(ConfigError, match=r"run\.json: the run has another seed than the one to resume"):
         run(grid, undisturbed.federation, tmp_path, resume=True, seed=1)
 
 

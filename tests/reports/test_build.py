@@ -221,7 +221,7 @@ def test_checked_and_unchecked_references_differ(run_folder: Path, change: Chang
     change("statistics.json", ("suspected",), None)
     for site in ("north", "south", "west"):
         change("statistics.json", ("sites", site, "cross-check"), None)
-    add_event("cross-check-skipped", reason="switched off")
+    add_event("phase-skipped", phase="cross-check", reason="switched off")
     text = section_text(build_coordinator_report(run_folder), "references")
     assert "Not checked in this run (switched off)." in text
 

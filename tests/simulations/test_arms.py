@@ -97,7 +97,7 @@ def test_what_cannot_be_said_is_none() -> None:
     figures = arm_figures([scores(shaky)], COUNTS, seed=0)
     assert figures["gap_closed"]["value"] == pytest.approx(0.1 / 0.15)
     assert figures["gap_closed"]["ci"] is None
-    without = {arm: values for arm, values in shaky.items() if arm != "curated"}
+    without: dict[Arm, list[float]] = {arm: values for arm, values in shaky.items() if arm != "curated"}
     figures = arm_figures([scores(without)], COUNTS, seed=0)
     assert figures["curated"] == {"dice_mean": None, "dice_ci": None, "n_train": 7, "regions": {}}
     assert figures["gap_closed"] == {"value": None, "ci": None}

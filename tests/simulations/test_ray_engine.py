@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -207,7 +210,7 @@ def test_the_workers_share_the_threads(
     before = torch.get_num_threads()
     try:
         context = Context(1, 1, {"partition-id": 1}, RecordDict(), {})
-        app(Message(RecordDict(), 1, "query.score"), context)
+        app(Mock(spec=Message), context)
         assert torch.get_num_threads() == each
     finally:
         torch.set_num_threads(before)
@@ -233,3 +236,27 @@ def test_a_runtime_that_breaks_ends_the_run(
         run_ray(federation, sites, tmp_path / "out", seed=0, workers=2)
     assert time.monotonic() - begin < 60
     assert json.loads((tmp_path / "out" / "run.json").read_text())["outcome"] == "failed"
+
+
+def test_ctrl_c_waits_until_ray_has_started(tmp_path: Path) -> None:
+    started = []
+
+    class SlowRay(ModuleType):
+        @staticmethod
+        def init(**_: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            started.append("all of it")
+
+    with pytest.raises(KeyboardInterrupt):
+        ray_engine._start(SlowRay("ray"), 2, tmp_path)
+    assert started == ["all of it"]
+
+
+def test_a_ray_that_others_could_reach_is_refused(tmp_path: Path) -> None:
+    class OpenRay(ModuleType):
+        @staticmethod
+        def init(**_: Any) -> SimpleNamespace:
+            return SimpleNamespace(address_info={"node_ip_address": "192.0.2.7"})
+
+    with pytest.raises(RunError, match=r"listens on 192\.0\.2\.7, expected 127\.0\.0\.1"):
+        ray_engine._start(OpenRay("ray"), 2, tmp_path)
