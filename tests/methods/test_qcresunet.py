@@ -73,6 +73,11 @@ def test_a_size_that_the_strides_do_not_divide(task: Task) -> None:
         QCResUNetMethod(task.model_copy(update={"size": (32, 17, 16)}), QCConfig())
 
 
+def test_a_size_of_one_voxel_in_the_last_layer(task: Task) -> None:
+    with pytest.raises(ConfigError, match="8x8x8 is one voxel"):
+        QCResUNetMethod(task.model_copy(update={"size": (8, 8, 8)}), QCConfig())
+
+
 def test_the_label_goes_in_as_one_channel_a_class(method: QCResUNetMethod, cases: list[Case]) -> None:
     image = torch.from_numpy(cases[0].image)[None]
     label = torch.from_numpy(cases[0].label)[None]
