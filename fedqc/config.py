@@ -188,9 +188,9 @@ class CurationConfig(FrozenModel):
 class SegmentationConfig(FrozenModel):
     """How the segmentation model is trained, on what each site kept."""
 
-    rounds: int = Field(default=15, ge=1)
-    local_steps: int = Field(default=20, ge=1)
-    batch_size: int = Field(default=4, ge=1)
+    rounds: int = Field(default=10, ge=1)
+    local_steps: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)
     deadline: Seconds = 7200.0
     channels: tuple[Annotated[int, Field(ge=4)], ...] = Field(default=(16, 32, 64), min_length=2)

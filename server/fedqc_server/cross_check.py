@@ -56,12 +56,7 @@ def suspect(statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Suspicion]
         The sites that are not trusted: at least `SMALLEST_GAP` and `STANDARD_ERRORS` standard errors of the
         difference below the median of the other sites.
     """
-    keys = ("references", "quality_mean", "quality_sd")
-    told = {
-        site: tuple(values[key] for key in keys)
-        for site, values in statistics.items()
-        if all(key in values for key in keys) and _is_possible(*(values[key] for key in keys))
-    }
+    told = _told(statistics)
     found = {}
     for site, (count, mean, sd) in told.items():
         others = [values for name, values in told.items() if name != site]
@@ -72,8 +67,29 @@ def suspect(statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Suspicion]
         variance = sd**2 / count + median(other_sd**2 / n for n, _, other_sd in others)
         gap = middle - mean
         if gap >= SMALLEST_GAP and gap >= STANDARD_ERRORS * math.sqrt(variance):
-            found[site] = Suspicion(quality=mean, others=middle, references=count)
+            found[site] = Suspicion(quality=mean, others=middle, references=int(count))
     return found
+
+
+def usual_quality(statistics: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """Median over the sites of what the models say of their references, None where no site told it.
+
+    References are good at most sites, or nothing here works. So models that find fault with most of them have
+    not learned enough to judge anybody.
+    """
+    means = [mean for _, mean, _ in _told(statistics).values()]
+    return median(means) if means else None
+
+
+def _told(statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, float, float]]:
+    """Number of references, mean and SD of each site that told all three, and told what can be."""
+    keys = ("references", "quality_mean", "quality_sd")
+    told = {
+        site: (values[keys[0]], values[keys[1]], values[keys[2]])
+        for site, values in statistics.items()
+        if all(key in values for key in keys)
+    }
+    return {site: values for site, values in told.items() if _is_possible(*values)}
 
 
 def _is_possible(count: float, mean: float, sd: float) -> bool:

@@ -44,7 +44,7 @@ from fedqc.segmentation import Segmentation
 from fedqc.task import Task, load_task
 from fedqc_server.averaging import check_update
 from fedqc_server.checkpoint import TrainingState, load_checkpoint
-from fedqc_server.cross_check import FEWEST_SITES, halves, suspect
+from fedqc_server.cross_check import FEWEST_SITES, halves, suspect, usual_quality
 from fedqc_server.exchange import Exchange
 from fedqc_server.roster import Clock, Node, is_expected, wait_for_nodes
 from fedqc_server.rounds import NothingToTrainError, Stage, train
@@ -171,7 +171,16 @@ def cross_check(run: Run) -> None:
         request = CrossCheckRequest(**run.common(), qc=_qc_for_sites(run), weights=weights)
         _ask_statistics(run, request, "cross-check", judged, minimum=0)
     told = run.folder.statistics["sites"]
-    found = suspect({site: told[site]["cross-check"] for site in sites if "cross-check" in told[site]})
+    answers = {site: told[site]["cross-check"] for site in sites if "cross-check" in told[site]}
+    usual, threshold = usual_quality(answers), run.config.curation.threshold
+    if usual is not None and usual < threshold:
+        run.folder.event(
+            "phase-skipped",
+            reason=f"the models predict a DSC of {usual:.2f} for the references of most sites, below the "
+            f"threshold {threshold:g}: they are trained too little to judge; raise qc.cross_check_rounds",
+        )
+        return
+    found = suspect(answers)
     for site, suspicion in found.items():
         run.folder.event("site-suspected", site=site, quality=suspicion.quality, others=suspicion.others)
     run.folder.learned("suspected", {site: dataclasses.asdict(one) for site, one in found.items()})

@@ -53,7 +53,7 @@ from fedqc_simulations.ray_engine import check_ray, run_ray
 from fedqc_simulations.report import write_pooled_report, write_simulation_report
 
 SETTINGS = "simulation.json"
-PHANTOMS_PER_SITE = 20
+PHANTOMS_PER_SITE = 28
 
 
 class Observer(Protocol):

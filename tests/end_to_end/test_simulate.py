@@ -151,8 +151,20 @@ def test_on_real_images(fedqc: Callable[..., int], real_data: Path, tmp_path: Pa
     out = tmp_path / "run"
     folder = real_data / "Task04_Hippocampus"
 
-    options = ("--task", "msd-hippocampus", "--rounds", 1, *SHORT, "--sites", 10)
-    assert fedqc("simulate", "--data", folder, *options, "--out", out) == 0
+    federation = tmp_path / "federation.toml"
+    federation.write_text(
+        """
+        task = "msd-hippocampus"
+        [qc]
+        rounds = 1
+        local_steps = 1
+        cross_check_rounds = 0
+        [segmentation]
+        rounds = 1
+        local_steps = 1
+        """
+    )
+    assert fedqc("simulate", federation, "--data", folder, "--sites", 10, "--out", out) == 0
 
     figures = read(out / "evaluation.json")["curation"]["all"]
     assert figures["n_candidates"] == 100

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedqc_server.cross_check import STANDARD_ERRORS, Suspicion, halves, suspect
+from fedqc_server.cross_check import STANDARD_ERRORS, Suspicion, halves, suspect, usual_quality
 from fedqc_server.run_folder import listening
 from flwr.app import Message, MetricRecord
 from safetensors.numpy import load_file
@@ -110,6 +110,11 @@ def test_what_cannot_be_is_not_judged(nonsense: dict[str, Any]) -> None:
     assert set(suspect(HEALTHY | {"d": nonsense, "e": told(0.3)})) == {"e"}
 
 
+def test_what_is_usual() -> None:
+    assert usual_quality({"a": told(0.9), "b": told(0.2), "c": told(0.8), "d": told(1e300)}) == 0.8
+    assert usual_quality({"a": {"references": 3}}) is None
+
+
 # ---------------------------------------------------------------------------------------------- in a run
 
 runs = pytest.mark.usefixtures("tiny_method", "no_report")
@@ -165,6 +170,18 @@ def test_what_a_suspected_site_kept_takes_part_in_segmentation(
     sites, out = make_sites("abcd", spoiled="c"), tmp_path / "run"
     run(RecordingGrid(sites), make_federation(sites), out)
     assert set(statistics(out)["train"]["segmentation"][0]["sites"]) == {"a", "b", "c", "d"}
+
+
+@runs
+def test_models_that_find_fault_with_most_sites_judge_nobody(
+    make_sites: Callable[..., Sites], make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    sites, out = make_sites("abcd", spoiled="abc"), tmp_path / "run"
+    run(RecordingGrid(sites), make_federation(sites), out)
+    assert "suspected" not in statistics(out)
+    (event,) = events(out, "phase-skipped")
+    assert event["phase"] == "cross-check"
+    assert "trained too little to judge" in event["reason"]
 
 
 @runs
