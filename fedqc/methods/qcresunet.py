@@ -63,8 +63,8 @@ class QCResUNetMethod(Method):
         task.check_strides(stride)
         if max(task.size) == stride:  # instance norm of one voxel is 0, whatever the voxel
             raise ConfigError(
-                f"task {task.name!r}: size {'x'.join(map(str, task.size))} is one voxel in the network's last "
-                "layer; use a larger size or fewer qc.network.blocks"
+                f"task {task.name!r}: size {'x'.join(map(str, task.size))} is one voxel in the network's "
+                "last layer; use a larger size or fewer qc.network.blocks"
             )
         self.shortest_axis = min(task.size) // stride
 
