@@ -158,7 +158,7 @@ class QCConfig(FrozenModel):
     batch_size: int = Field(default=4, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)
     deadline: Seconds = 7200.0
-    cross_check_rounds: int = Field(default=4, ge=0)
+    cross_check_rounds: int = Field(default=6, ge=0)
     """Rounds that each half of the sites trains to check the other half's references; 0: no check."""
     initial: Path | None = None
     network: NetworkConfig = NetworkConfig()

@@ -39,7 +39,10 @@ class Ledger:
             "keys": {name: list(record) for name, record in records.items()},
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with self.path.open("ab+") as file:
+            # Whoever was killed while writing left half a line: it stays, and the new one stands alone.
+            if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+                file.write(b"\n")
+            file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

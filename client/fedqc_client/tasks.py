@@ -17,7 +17,7 @@ from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.preprocessing import to_native
 from fedqc.cases.volumes import Case, write_volume
 from fedqc.compute import choose_compute
-from fedqc.config import SiteConfig
+from fedqc.config import QCConfig, SegmentationConfig, SiteConfig
 from fedqc.curation.manifest import (
     Entry,
     InputFile,
@@ -116,14 +116,7 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     method, network = _qc_model(request, task)
     compute = choose_compute(site.compute.device, site.compute.precision)
-    plan = RoundPlan(
-        seed=request.seed,
-        site=site.name,
-        round=request.round,
-        rounds=request.rounds,
-        steps=request.qc.local_steps,
-        batch_size=request.qc.batch_size,
-    )
+    plan = _plan(site, request, request.qc)
     result = method.train_round(network, CachedCases(data.cache, training), plan, compute)
     return _trained(network, result, training)
 
@@ -255,14 +248,7 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
         return ErrorReply(ErrorCode.NOTHING_KEPT)
     segmentation, network = _segmentation_model(request, task)
     compute = choose_compute(site.compute.device, site.compute.precision)
-    plan = RoundPlan(
-        seed=request.seed,
-        site=site.name,
-        round=request.round,
-        rounds=request.rounds,
-        steps=request.segmentation.local_steps,
-        batch_size=request.segmentation.batch_size,
-    )
+    plan = _plan(site, request, request.segmentation)
     result = segmentation.train_round(network, CachedCases(data.cache, cases), plan, compute)
     return _trained(network, result, cases)
 
@@ -338,6 +324,22 @@ def _load(request: ModelRequest, network: nn.Module) -> None:
             "the weights from the coordinator are not finite; it has to start from another model"
         )
     load_weights(network, state, source="the coordinator's request")
+
+
+def _plan(
+    site: SiteConfig,
+    request: TrainRequest | TrainSegmentationRequest,
+    training: QCConfig | SegmentationConfig,
+) -> RoundPlan:
+    """This site's share of the round that is asked for."""
+    return RoundPlan(
+        seed=request.seed,
+        site=site.name,
+        round=request.round,
+        rounds=request.rounds,
+        steps=training.local_steps,
+        batch_size=training.batch_size,
+    )
 
 
 def _trained(network: nn.Module, result: RoundResult, cases: Sequence[CaseFiles]) -> Trained:

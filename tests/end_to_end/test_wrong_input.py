@@ -54,6 +54,42 @@ def test_unknown_layout(refused: Callable[..., str], data: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--workers", 3), "--workers is for --engine ray"),
+        (("--seeds", "0,x"), "--seeds '0,x': expected whole numbers separated by commas"),
+        (("--seeds", ","), "expected whole numbers"),
+        (("--seeds", "1,1"), "name each seed once"),
+        (("--seeds", "0,1", "--seed", 2), "--seed and --seeds exclude each other"),
+        (("--segmentation-rounds", 0), "segmentation.rounds"),
+    ],
+)
+def test_options_that_do_not_fit(
+    options: tuple[object, ...], sentence: str, refused: Callable[..., str], data: Path, tmp_path: Path
+) -> None:
+    assert sentence in refused("--data", data, *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_without_data(refused: Callable[..., str]) -> None:
+    assert "--data is missing; task 'ellipsoids' needs a data set" in refused()
+
+
+def test_a_layout_without_data(refused: Callable[..., str]) -> None:
+    assert "give --data too" in refused("--layout", "msd", task="phantom")
+
+
+def test_too_few_patients_leave_no_folder(refused: Callable[..., str], data: Path, tmp_path: Path) -> None:
+    assert "5 sites need 20 patients" in refused("--data", data, "--sites", 5)
+    assert not (tmp_path / "run").exists()
+
+
+def test_no_folder_for_the_run(fedqc: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedqc("simulate") == 2
+    assert "--out is missing" in capsys.readouterr().err
+
+
 def test_unknown_task(refused: Callable[..., str], data: Path) -> None:
     message = refused("--data", data, task="msd-hippocampos")
     assert "msd-hippocampos" in message

@@ -14,8 +14,9 @@ from fedqc_client.guard import (
     outgoing,
     statistic_keys,
 )
+from fedqc_client.ledger import Ledger
 from fedqc_simulations.engine import LocalGrid
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 
 from fedqc.config import QCConfig, SegmentationConfig, SiteConfig, load_site
 from fedqc.errors import ConfigError, DataError, ModelError, ProtocolError, TrainingError
@@ -301,3 +302,17 @@ def test_error_codes() -> None:
 def test_a_refusal_of_a_task_is_handed_on(site_file: Path) -> None:
     reply = ask(site_file, train_request(), lambda site, request: ErrorReply(ErrorCode.NO_REFERENCE))
     assert dict(reply.content["error"]) == {"code": "no-reference"}
+
+
+def test_a_torn_line_of_the_ledger_stays_alone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    records = RecordDict({"statistics": MetricRecord({"cases": 3})})
+    ledger.write(records, to="f", kind="query.summarise", round=0)
+    whole = ledger.path.read_text()
+    ledger.path.write_text(whole + whole[:20])  # killed while it wrote half a line
+    ledger.write(records, to="f", kind="query.score", round=0)
+    lines = ledger.path.read_text().splitlines()
+    assert lines[0] + "\n" == whole
+    assert lines[1] == whole[:20]
+    assert json.loads(lines[2])["kind"] == "query.score"
+    assert len(lines) == 3
