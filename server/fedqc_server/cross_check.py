@@ -19,7 +19,7 @@ from typing import Any
 from fedqc.seeding import generator
 
 FEWEST_SITES = 4
-SMALLEST_GAP = 0.05
+SMALLEST_GAP = 0.1
 """Mean predicted DSC below the others' that is too little to speak of, however sure it is."""
 STANDARD_ERRORS = 4.0
 """How sure it must be that the gap is not chance."""

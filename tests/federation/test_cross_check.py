@@ -57,21 +57,21 @@ def test_a_site_that_is_better_is_not_named() -> None:
 
 def test_a_small_gap_is_not_named_however_sure() -> None:
     sure = {name: told(0.95, sd=0.001, references=1000) for name in "abc"}
-    assert suspect(sure | {"d": told(0.901, sd=0.001, references=1000)}) == {}
-    assert set(suspect(sure | {"d": told(0.899, sd=0.001, references=1000)})) == {"d"}
+    assert suspect(sure | {"d": told(0.851, sd=0.001, references=1000)}) == {}
+    assert set(suspect(sure | {"d": told(0.849, sd=0.001, references=1000)})) == {"d"}
 
 
 def test_how_sure_it_must_be() -> None:
-    # Standard error of the difference: sqrt(0.06**2 / 16 + 0.08**2 / 16) = 0.1 / 4; four of them are 0.1.
+    # Standard error of the difference: sqrt(0.09**2 / 16 + 0.12**2 / 16) = 0.15 / 4; four of them are 0.15.
     assert STANDARD_ERRORS == 4.0
-    others = {name: told(0.9, sd=0.08) for name in "abc"}
-    assert suspect(others | {"d": told(0.801, sd=0.06)}) == {}
-    assert set(suspect(others | {"d": told(0.799, sd=0.06)})) == {"d"}
+    others = {name: told(0.9, sd=0.12) for name in "abc"}
+    assert suspect(others | {"d": told(0.751, sd=0.09)}) == {}
+    assert set(suspect(others | {"d": told(0.749, sd=0.09)})) == {"d"}
 
 
 def test_without_spread_the_gap_alone_counts() -> None:
     exact = {name: told(0.9, sd=0.0) for name in "abc"}
-    assert set(suspect(exact | {"d": told(0.8, sd=0.0)})) == {"d"}
+    assert set(suspect(exact | {"d": told(0.79, sd=0.0)})) == {"d"}
     assert suspect(exact | {"d": told(0.9, sd=0.0)}) == {}
 
 
