@@ -3,15 +3,15 @@
 References are what QC models learn from, so a site whose references share a habit (all contours too wide,
 say) teaches it to the model, and a model that learned it there will not object. So the sites are dealt into
 two halves. Each half trains a QC model of its own for a few rounds, and each site's references are scored by
-the other half's model. A site that scores far below the others is named, and its references are used for
-nothing.
+the other half's model. A site that scores far below the others of its half is named, and its references are
+used for nothing.
 
 Two sites with the same habit, one in each half, vouch for each other; and of two or three sites nobody can
 tell who is wrong, so it takes `FEWEST_SITES`.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -32,7 +32,7 @@ class Suspicion:
     quality: float
     """Mean predicted DSC of its reference labels."""
     others: float
-    """Median of the same over the other sites."""
+    """Median of the same over the other sites that the same model judged."""
     references: int
 
 
@@ -45,29 +45,36 @@ def halves(sites: Collection[str], seed: int) -> tuple[tuple[str, ...], tuple[st
     return first, second
 
 
-def suspect(statistics: Mapping[str, Mapping[str, Any]]) -> dict[str, Suspicion]:
-    """The sites whose references score far below the others'.
+def suspect(
+    statistics: Mapping[str, Mapping[str, Any]], judged_together: Sequence[Collection[str]]
+) -> dict[str, Suspicion]:
+    """The sites whose references score far below those of the others.
+
+    A site is compared with the sites that the same model judged: two models differ by more than sites do.
 
     Args:
         statistics: of each site `references`, `quality_mean` and `quality_sd`. A site that did not tell all
             of them (too few patients stand behind them), or told what cannot be, is not judged.
+        judged_together: the sites that each model judged.
 
     Returns:
         The sites that are not trusted: at least `SMALLEST_GAP` and `STANDARD_ERRORS` standard errors of the
-        difference below the median of the other sites.
+        difference below the median of the others.
     """
     told = _told(statistics)
     found = {}
-    for site, (count, mean, sd) in told.items():
-        others = [values for name, values in told.items() if name != site]
-        if len(others) < FEWEST_SITES - 1:
-            continue
-        middle = median(other_mean for _, other_mean, _ in others)
-        # The median of the others is about as certain as one of them.
-        variance = sd**2 / count + median(other_sd**2 / n for n, _, other_sd in others)
-        gap = middle - mean
-        if gap >= SMALLEST_GAP and gap >= STANDARD_ERRORS * math.sqrt(variance):
-            found[site] = Suspicion(quality=mean, others=middle, references=int(count))
+    for half in judged_together:
+        here = {site: told[site] for site in sorted(half) if site in told}
+        for site, (count, mean, sd) in here.items():
+            others = [values for name, values in here.items() if name != site]
+            if not others:
+                continue
+            middle = median(other_mean for _, other_mean, _ in others)
+            # The median of the others is about as certain as one of them.
+            variance = sd**2 / count + median(other_sd**2 / n for n, _, other_sd in others)
+            gap = middle - mean
+            if gap >= SMALLEST_GAP and gap >= STANDARD_ERRORS * math.sqrt(variance):
+                found[site] = Suspicion(quality=mean, others=middle, references=int(count))
     return found
 
 

@@ -180,7 +180,7 @@ def cross_check(run: Run) -> None:
             f"threshold {threshold:g}: they are trained too little to judge; raise qc.cross_check_rounds",
         )
         return
-    found = suspect(answers)
+    found = suspect(answers, parts)
     for site, suspicion in found.items():
         run.folder.event("site-suspected", site=site, quality=suspicion.quality, others=suspicion.others)
     run.folder.learned("suspected", {site: dataclasses.asdict(one) for site, one in found.items()})

@@ -36,62 +36,81 @@ def told(mean: float, sd: float = 0.04, references: int = 16) -> dict[str, Any]:
     return {"references": references, "quality_mean": mean, "quality_sd": sd}
 
 
+def together(sites: dict[str, dict[str, Any]]) -> dict[str, Suspicion]:
+    """Who is named among sites that one model judged."""
+    return suspect(sites, [list(sites)])
+
+
 HEALTHY = {"a": told(0.92), "b": told(0.95), "c": told(0.9)}
 
 
 def test_a_clear_outlier_is_named() -> None:
-    found = suspect(HEALTHY | {"d": told(0.6)})
+    found = together(HEALTHY | {"d": told(0.6)})
     assert found == {"d": Suspicion(quality=0.6, others=0.92, references=16)}
 
 
 def test_a_healthy_spread_is_not() -> None:
-    assert suspect(HEALTHY | {"d": told(0.88)}) == {}
+    assert together(HEALTHY | {"d": told(0.88)}) == {}
     # A large gap among few or scattered references may be chance.
-    assert suspect(HEALTHY | {"d": told(0.8, sd=0.2, references=4)}) == {}
+    assert together(HEALTHY | {"d": told(0.8, sd=0.2, references=4)}) == {}
 
 
 def test_a_site_that_is_better_is_not_named() -> None:
     low = {name: told(0.5) for name in "abc"}
-    assert suspect(low | {"d": told(0.95)}) == {}
+    assert together(low | {"d": told(0.95)}) == {}
 
 
 def test_a_small_gap_is_not_named_however_sure() -> None:
     sure = {name: told(0.95, sd=0.001, references=1000) for name in "abc"}
-    assert suspect(sure | {"d": told(0.851, sd=0.001, references=1000)}) == {}
-    assert set(suspect(sure | {"d": told(0.849, sd=0.001, references=1000)})) == {"d"}
+    assert together(sure | {"d": told(0.851, sd=0.001, references=1000)}) == {}
+    assert set(together(sure | {"d": told(0.849, sd=0.001, references=1000)})) == {"d"}
 
 
 def test_how_sure_it_must_be() -> None:
     # Standard error of the difference: sqrt(0.09**2 / 16 + 0.12**2 / 16) = 0.15 / 4; four of them are 0.15.
     assert STANDARD_ERRORS == 4.0
     others = {name: told(0.9, sd=0.12) for name in "abc"}
-    assert suspect(others | {"d": told(0.751, sd=0.09)}) == {}
-    assert set(suspect(others | {"d": told(0.749, sd=0.09)})) == {"d"}
+    assert together(others | {"d": told(0.751, sd=0.09)}) == {}
+    assert set(together(others | {"d": told(0.749, sd=0.09)})) == {"d"}
 
 
 def test_without_spread_the_gap_alone_counts() -> None:
     exact = {name: told(0.9, sd=0.0) for name in "abc"}
-    assert set(suspect(exact | {"d": told(0.79, sd=0.0)})) == {"d"}
-    assert suspect(exact | {"d": told(0.9, sd=0.0)}) == {}
+    assert set(together(exact | {"d": told(0.79, sd=0.0)})) == {"d"}
+    assert together(exact | {"d": told(0.9, sd=0.0)}) == {}
 
 
 def test_two_of_seven_are_named() -> None:
     sites = {name: told(0.9) for name in "abcde"} | {"f": told(0.5), "g": told(0.6)}
-    assert set(suspect(sites)) == {"f", "g"}
+    assert set(together(sites)) == {"f", "g"}
 
 
-def test_of_three_sites_nobody_is_judged() -> None:
-    assert suspect({"a": told(0.92), "b": told(0.95), "d": told(0.3)}) == {}
-    assert suspect({}) == {}
+def test_of_two_the_lower_one_is_named() -> None:
+    assert set(together({"a": told(0.95), "b": told(0.7)})) == {"b"}
+    assert together({"a": told(0.95)}) == {}
+    assert together({}) == {}
+
+
+def test_models_differ_by_more_than_sites_do() -> None:
+    # What the check measured on hippocampus with a habit at "b": one model is kinder than the other.
+    sites = {
+        "a": told(0.945, 0.029),
+        "b": told(0.779, 0.088),
+        "c": told(0.864, 0.041),
+        "d": told(0.847, 0.034),
+    }
+    assert set(suspect(sites, [["a", "b"], ["c", "d"]])) == {"b"}
+    # Without a habit nobody is named for the judge that he met.
+    healthy = sites | {"b": told(0.95, 0.02)}
+    assert suspect(healthy, [["a", "b"], ["c", "d"]]) == {}
 
 
 @pytest.mark.parametrize("missing", ["references", "quality_mean", "quality_sd"])
 def test_who_tells_too_little_is_not_judged_and_judges_nobody(missing: str) -> None:
     part = {key: value for key, value in told(0.3).items() if key != missing}
-    assert suspect(HEALTHY | {"d": part}) == {}
-    # Four are needed without it.
-    assert suspect({"a": told(0.92), "b": told(0.95), "c": part, "d": told(0.3)}) == {}
-    assert set(suspect(HEALTHY | {"d": told(0.3), "e": part})) == {"d"}
+    assert together(HEALTHY | {"d": part}) == {}
+    assert together({"a": told(0.92), "d": part}) == {}
+    assert set(together(HEALTHY | {"d": told(0.3), "e": part})) == {"d"}
 
 
 @pytest.mark.parametrize(
@@ -106,8 +125,8 @@ def test_who_tells_too_little_is_not_judged_and_judges_nobody(missing: str) -> N
     ],
 )
 def test_what_cannot_be_is_not_judged(nonsense: dict[str, Any]) -> None:
-    assert suspect(HEALTHY | {"d": nonsense}) == {}
-    assert set(suspect(HEALTHY | {"d": nonsense, "e": told(0.3)})) == {"e"}
+    assert together(HEALTHY | {"d": nonsense}) == {}
+    assert set(together(HEALTHY | {"d": nonsense, "e": told(0.3)})) == {"e"}
 
 
 def test_what_is_usual() -> None:
