@@ -127,11 +127,11 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
 
     # Tumours start in the white matter, and grow around what holds fluid rather than into it.
     tissue = np.minimum(brain - 4, -2 - ventricles)
-    rim = 0.0 if rng.random() < 0.15 else rng.uniform(4.5, 7)
+    rim = rng.uniform(4.5, 7)
     while True:
         levels = _lesion(rng, (x, y, z), tissue, rim)
         label = _nested_label(levels)
-        if all((label == LABEL_VALUES[name]).sum() >= _FEWEST_VOXELS for name in ("edema", "core")):
+        if all((label == value).sum() >= _FEWEST_VOXELS for value in LABEL_VALUES.values()):
             break
     for name, level in levels.items():
         _paint(shares, name, level)
@@ -291,7 +291,7 @@ def _lesion(
         rng: Draws place, size and shape.
         positions: In mm, each `[X, Y, Z]`.
         tissue: Level of where the lesion may grow.
-        rim: Thickness of the rim in mm; 0 for none.
+        rim: Thickness of the rim in mm.
     """
     edema, tumour = np.full((2, *SHAPE), -np.inf, dtype=np.float32)
     candidates = np.argwhere(tissue > 10)
@@ -308,8 +308,6 @@ def _lesion(
         tumour = np.maximum(tumour, inner + 0.1 * size * _smooth_field(rng, 0.5 * size))
     edema = np.minimum(edema, tissue)
     tumour = np.minimum(tumour, edema - SPACING)
-    if not rim:
-        return {"edema": edema, "core": tumour}
     return {"edema": edema, "rim": tumour, "core": tumour - rim * (1 + 0.2 * _smooth_field(rng, 10))}
 
 

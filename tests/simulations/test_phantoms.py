@@ -87,27 +87,20 @@ def test_shapes_types_and_place(made: list[Phantom]) -> None:
 
 
 def test_each_part_of_a_lesion_lies_inside_the_next(made: list[Phantom]) -> None:
-    n_with_rim = 0
     for phantom in made:
         brain = phantom.image.all(axis=0)
         lesion, core = phantom.label > 0, phantom.label == LABEL_VALUES["core"]
         rim = phantom.label == LABEL_VALUES["rim"]
-        assert core.sum() >= 24
-        assert (phantom.label == LABEL_VALUES["edema"]).sum() >= 24
+        assert all((phantom.label == value).sum() >= 24 for value in LABEL_VALUES.values())
         assert not (ndimage.binary_dilation(lesion) & ~brain).any()
         assert not (ndimage.binary_dilation(core | rim) & ~lesion).any()
-        if rim.any():
-            n_with_rim += 1
-            assert not (ndimage.binary_dilation(core) & ~(core | rim)).any()
-    assert n_with_rim >= len(made) / 2
+        assert not (ndimage.binary_dilation(core) & ~(core | rim)).any()
 
 
-def test_lesions_differ_in_number_size_and_rim() -> None:
+def test_lesions_differ_in_number_and_size() -> None:
     labels = [draw_anatomy(generator(seed)).label for seed in range(24)]
     sizes = [np.count_nonzero(label) for label in labels]
     assert max(sizes) > 5 * min(sizes)
-    without_rim = sum(LABEL_VALUES["rim"] not in label for label in labels)
-    assert 1 <= without_rim <= 9
     numbers = [ndimage.label(label > 0)[1] for label in labels]
     assert {1, 2} <= set(numbers)
 
@@ -165,7 +158,7 @@ def test_contrasts_are_in_order_at_every_site(seed: int) -> None:
 
 
 def test_contrasts_are_in_order_in_the_image() -> None:
-    anatomy = draw_anatomy(generator(2))  # its lesion has a rim
+    anatomy = draw_anatomy(generator(2))
     image = scan(generator(2), anatomy, scanner())
     pure = {name: share > 0.95 for name, share in zip(TISSUES, anatomy.shares, strict=True)}
     assert all(voxels.sum() > 5 for voxels in pure.values())
