@@ -92,7 +92,7 @@ def test_each_part_of_a_lesion_lies_inside_the_next(made: list[Phantom]) -> None
         lesion, core = phantom.label > 0, phantom.label == LABEL_VALUES["core"]
         rim = phantom.label == LABEL_VALUES["rim"]
         assert all((phantom.label == value).sum() >= 24 for value in LABEL_VALUES.values())
-        assert not (ndimage.binary_dilation(lesion) & ~brain).any()
+        assert not (lesion & ~brain).any()
         assert not (ndimage.binary_dilation(core | rim) & ~lesion).any()
         assert not (ndimage.binary_dilation(core) & ~(core | rim)).any()
 
