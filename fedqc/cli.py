@@ -424,10 +424,13 @@ def _print_arms(console: "Console", segmentation: dict[str, Any]) -> None:
         )
     elif gap["value"] is None:
         line = "there is no gap to close: all labels do as well as only the good ones"
+    elif gap["ci"] is None:
+        line = "all labels and only good ones are too close to say how much of the gap curation closes"
     else:
-        interval = "" if gap["ci"] is None else f" ({gap['ci'][0]:.0%} to {gap['ci'][1]:.0%})"
+        low, high = gap["ci"]
         line = (
-            f"curation closes {gap['value']:.0%}{interval} of the gap between all labels and only good ones"
+            f"curation closes {gap['value']:.0%} ({low:.0%} to {high:.0%}) of the gap between all labels and "
+            "only good ones"
         )
     console.print(line, highlight=False, soft_wrap=True)
 

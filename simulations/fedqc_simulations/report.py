@@ -244,6 +244,8 @@ def _verdict(evaluation: Mapping[str, Any]) -> str:
         return f"{verdict} No segmentation model was trained."
     if gap["value"] is None:
         return f"{verdict} For the segmentation there was no gap to close."
+    if gap["ci"] is None:
+        return f"{verdict} For the segmentation, spoiled labels made too little difference to say more."
     if gap["value"] < 0:
         return f"{verdict} The segmentation trained on what was kept is worse than one trained on everything."
     return (
@@ -302,8 +304,8 @@ def _key_numbers(evaluation: Mapping[str, Any]) -> tuple[KeyNumber, ...]:
     segmentation = evaluation.get("segmentation")
     if segmentation:
         gap, dice = segmentation["gap_closed"], {arm: segmentation[arm]["dice_mean"] for arm in ARMS}
-        if gap["value"] is not None:
-            note = f"95 %: {100 * gap['ci'][0]:.0f} to {100 * gap['ci'][1]:.0f}" if gap["ci"] else ""
+        if gap["value"] is not None and gap["ci"] is not None:
+            note = f"95 %: {100 * gap['ci'][0]:.0f} to {100 * gap['ci'][1]:.0f}"
             numbers.append(KeyNumber(f"{100 * gap['value']:.0f}\u00a0%", "of the gap closed", note))
         numbers.append(
             KeyNumber(
@@ -696,17 +698,19 @@ def _gap_note(arms: Mapping[str, Any]) -> Note:
             f"There is no gap to close: training on untouched labels only gives {oracle}, on everything "
             f"{everything}.",
         )
-    made = (
-        "The interval comes from resampling patients, the same ones in all arms; the noise of training is "
-        "not in it."
-        if gap["ci"]
-        else "There is no interval: in some draws of patients there was no gap."
-    )
+    if gap["ci"] is None:
+        return Note(
+            f"Training on everything gives {everything}, on untouched labels only {oracle}, and curation "
+            f"gives {curated}. In some draws of patients there is no gap between the first two, so the share "
+            "of it that curation closes cannot be said: take more patients, or several seeds.",
+            "caution",
+        )
     share = percent_with_interval(gap["value"], gap["ci"])
     return Note(
         f"Training on everything gives {everything}, on untouched labels only {oracle}; curation gives "
-        f"{curated} and so closes {share} of the gap. {made}",
-        "good" if gap["value"] > 0 and gap["ci"] and gap["ci"][0] > 0 else "caution",
+        f"{curated} and so closes {share} of the gap. The interval comes from resampling patients, the same "
+        "ones in all arms; the noise of training is not in it.",
+        "good" if gap["ci"][0] > 0 else "caution",
     )
 
 

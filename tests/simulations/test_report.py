@@ -269,6 +269,8 @@ def test_verdict_says_what_was_found_lost_and_gained(simulation: Path) -> None:
     ("gap", "verdict"),
     [
         ({"value": None, "ci": None}, "For the segmentation there was no gap to close."),
+        ({"value": 1.39, "ci": None}, "spoiled labels made too little difference to say more"),
+        ({"value": 1.39, "ci": None}, "the share of it that curation closes cannot be said"),
         ({"value": -0.2, "ci": [-0.4, 0.1]}, "is worse than one trained on everything"),
     ],
 )
