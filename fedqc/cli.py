@@ -157,7 +157,7 @@ def simulate(
             raise ConfigError("--out is missing; name a new folder for the run, such as --out runs/first")
         config = _simulated_federation(
             federation,
-            task=task if data is not None or federation is not None else task or "phantom",
+            task=task or ("phantom" if data is None and federation is None else None),
             sites=sites,
             unseen=unseen,
             rounds=rounds,

@@ -259,15 +259,7 @@ def evaluate_segmentation(
     """Keep the segmentation model, and try it on the references that it was not trained on."""
     task = _task(site, request)
     segmentation, network = _segmentation_model(request, task)
-    card = ModelCard(
-        stage="segmentation",
-        task=task,
-        segmentation=request.segmentation,
-        federation=request.federation,
-        seed=request.seed,
-        **request.provenance.model_dump(),
-    )
-    save_model(site.results / "models" / "segmentation", network.state_dict(), card)
+    _store_model(site, request, network, task)
     data = load_site_data(site, task)
     references = data.references
     if request.segmentation.references:
@@ -428,18 +420,21 @@ def _left_out(site: SiteConfig, data: SiteData) -> tuple[LeftOut, ...]:
     return (*problems, *strangers)
 
 
-def _store_model(site: SiteConfig, request: ScoreRequest, network: nn.Module, task: Task) -> str:
-    """Keep the model that scores in the site's results folder.
+def _store_model(
+    site: SiteConfig, request: ScoreRequest | EvaluateSegmentationRequest, network: nn.Module, task: Task
+) -> str:
+    """Keep a trained model in the site's results folder.
 
     Returns:
         SHA-256 of the stored weights.
     """
     card = ModelCard(
-        stage="qc",
+        stage="qc" if isinstance(request, ScoreRequest) else "segmentation",
         task=task,
-        qc=request.qc,
+        qc=request.qc if isinstance(request, ScoreRequest) else None,
+        segmentation=None if isinstance(request, ScoreRequest) else request.segmentation,
         federation=request.federation,
         seed=request.seed,
         **request.provenance.model_dump(),
     )
-    return save_model(site.results / "models" / "qc", network.state_dict(), card)
+    return save_model(site.results / "models" / card.stage, network.state_dict(), card)

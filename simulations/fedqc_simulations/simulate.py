@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
-from fedqc_server.run_folder import Listener, check_new_folder
+from fedqc_server.run_folder import Listener, RunFolder, check_new_folder
 from pydantic import Field
 
 from fedqc.cases.layouts import find_cases
@@ -129,7 +129,7 @@ def simulate(settings: Settings, out: Path, observer: Observer) -> dict[str, Any
 
 
 def resume(out: Path, observer: Observer) -> dict[str, Any]:
-    """Go on with a simulation where it stopped; one that is finished is only read.
+    """Go on with a simulation where it stopped; one that is finished only gets its report written again.
 
     Raises:
         ConfigError: the folder holds no simulation.
@@ -298,8 +298,7 @@ def _run(
     listener: Listener,
 ) -> None:
     """Start a run or go on with it; one that is completed is left alone."""
-    record = out / "run.json"
-    if record.exists() and json.loads(record.read_text(encoding="utf-8")).get("outcome") == "completed":
+    if RunFolder(out, resume=True).record.get("outcome") == "completed":
         return
     if settings.engine == "local":
         run_local(federation, sites, out, seed=seed, resume=True, phases=phases, listener=listener)
@@ -383,7 +382,7 @@ def _suspected(out: Path) -> dict[str, list[str]]:
 
 
 def _write_json(path: Path, values: object) -> None:
-    """Write a file whose being there says that the work is done."""
+    """Write a file that is either whole or not there: its being there says that work is done."""
     aside = path.with_name(f".{path.name}.new")
     aside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     aside.replace(path)

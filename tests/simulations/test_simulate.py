@@ -176,6 +176,15 @@ def test_a_simulation_can_be_moved_and_resumed(
     assert {event.get("arm") for event in observer.events} == {"random", "oracle"}
 
 
+def test_a_damaged_record_is_named(run: Run, data: Path, tmp_path: Path, observer: Silent) -> None:
+    out = tmp_path / "run"
+    run(data, out)
+    (out / "evaluation.json").unlink()
+    (out / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"run\.json: cannot be read"):
+        resume(out, observer)
+
+
 def test_nothing_to_resume(tmp_path: Path, observer: Silent) -> None:
     with pytest.raises(ConfigError, match="holds no simulation to resume"):
         resume(tmp_path, observer)
