@@ -1,9 +1,10 @@
 """What is segmented: modalities, classes, regions, spacing and the network's input size."""
 
 import difflib
+import hashlib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +14,21 @@ from fedqc.errors import ConfigError
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Millimetres = Annotated[float, Field(gt=0)]
 Voxels = Annotated[int, Field(ge=8)]
+LabelValue = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Anatomy(FrozenModel):
+    """What is known of where the classes lie and how they look, to tell which label value means which class.
+
+    Not every case shows it: it is evidence, no rule.
+    """
+
+    outermost: Name | None = None
+    """The class that borders most on the background, for its surface."""
+    innermost: Name | None = None
+    """The class that borders least on the background."""
+    brightest: dict[Name, Name] = Field(default_factory=dict)
+    """By modality, the class with the highest mean intensity."""
 
 
 class Task(FrozenModel):
@@ -25,15 +41,23 @@ class Task(FrozenModel):
     name: Name
     description: str = ""
     modalities: tuple[Name, ...] = Field(min_length=1)
-    classes: dict[Name, tuple[Annotated[int, Field(ge=1, le=65535)], ...]] = Field(
-        min_length=1, max_length=254
-    )
+    classes: dict[Name, tuple[LabelValue, ...]] = Field(min_length=1, max_length=254)
     """Label values in the files for each class; several values may mean one class (BraTS 3 and 4)."""
     regions: dict[Name, tuple[Name, ...]] = Field(min_length=1)
     spacing: tuple[Millimetres, Millimetres, Millimetres]
     """Voxel size in mm that the network sees."""
     size: tuple[Voxels, Voxels, Voxels]
     """Network input in voxels, axes right-left, posterior-anterior, inferior-superior (RAS+)."""
+
+    spacing_range: tuple[Millimetres, Millimetres] = (0.05, 20.0)
+    """Smallest and largest voxel side in mm that files of this task may have."""
+    empty_label: Literal["error", "allowed"] = "error"
+    """Whether a label without any marked voxel can be right."""
+    smallest_part: int = Field(default=3, ge=1)
+    """A separate part of a label with fewer voxels was hardly meant."""
+    conventions: dict[Name, dict[Name, tuple[LabelValue, ...]]] = Field(default_factory=dict)
+    """Known ways to number the classes: by name, the label values of each class."""
+    anatomy: Anatomy = Anatomy()
 
     @field_validator("modalities")
     @classmethod
@@ -66,10 +90,41 @@ class Task(FrozenModel):
                 raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _checks_name_what_is_there(self) -> Self:
+        smallest, largest = self.spacing_range
+        if not all(smallest <= side <= largest for side in self.spacing):
+            msg = f"spacing {list(self.spacing)} is outside spacing_range {[smallest, largest]}"
+            raise ValueError(msg)
+        for name, convention in self.conventions.items():
+            if set(convention) != set(self.classes):
+                msg = f"convention {name!r} names {list(convention)}; classes are {list(self.classes)}"
+                raise ValueError(msg)
+        anatomy = self.anatomy
+        named = {anatomy.outermost, anatomy.innermost, *anatomy.brightest.values()} - {None}
+        unknown = sorted(map(str, named - set(self.classes)))
+        if unknown:
+            msg = f"anatomy names {unknown}; classes are {list(self.classes)}"
+            raise ValueError(msg)
+        if set(anatomy.brightest) - set(self.modalities):
+            msg = f"anatomy.brightest names {list(anatomy.brightest)}; modalities are {list(self.modalities)}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of the task that changes what is computed (its description does not)."""
+        return hashlib.sha256(self.model_dump_json(exclude={"description"}).encode()).hexdigest()
+
     @property
     def n_classes(self) -> int:
         """Number of classes without background."""
         return len(self.classes)
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """All values that a label may hold, background first."""
+        return 0, *sorted(value for members in self.classes.values() for value in members)
 
     def region_indices(self) -> tuple[tuple[int, ...], ...]:
         """Class indices (from 1) of each region, in the order of `regions`."""

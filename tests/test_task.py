@@ -96,9 +96,58 @@ def test_built_in_task() -> None:
     task.check_strides(8)
 
 
-def test_every_built_in_task_carries_its_file_name() -> None:
-    for name in built_in_tasks():
-        assert load_task(name).name == name
+def test_the_tasks_that_are_built_in() -> None:
+    assert built_in_tasks() == [
+        "brats-glioma",
+        "cardiac-cine",
+        "msd-hippocampus",
+        "phantom",
+        "whole-heart",
+        "wmh",
+    ]
+
+
+@pytest.mark.parametrize("name", built_in_tasks())
+def test_every_built_in_task_carries_its_file_name_and_fits_the_default_network(name: str) -> None:
+    task = load_task(name)
+    assert task.name == name
+    assert task.description
+    task.check_strides(8)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "whole"),
+    [
+        ("brats-glioma", {"necrosis": (1,), "edema": (2,), "enhancing": (3, 4)}, "whole-tumour"),
+        ("wmh", {"lesion": (1,)}, "lesion"),
+        ("cardiac-cine", {"rv": (1,), "myocardium": (2,), "lv": (3,)}, "heart"),
+        (
+            "whole-heart",
+            {
+                "myocardium": (205,),
+                "left-atrium": (420,),
+                "left-ventricle": (500,),
+                "right-atrium": (550,),
+                "right-ventricle": (600,),
+                "ascending-aorta": (820,),
+                "pulmonary-artery": (850,),
+            },
+            "whole-heart",
+        ),
+    ],
+)
+def test_label_values_as_the_challenges_have_them(
+    name: str, values: dict[str, tuple[int, ...]], whole: str
+) -> None:
+    task = load_task(name)
+    assert task.classes == values
+    assert task.regions[whole] == tuple(values)
+
+
+def test_stack_of_18_slices_fits_the_cine_task() -> None:
+    task = load_task("cardiac-cine")
+    assert task.spacing == (1.5, 1.5, 10.0)
+    assert task.size[2] >= 18
 
 
 def test_task_of_ones_own(tmp_path: Path) -> None:
@@ -122,3 +171,25 @@ def test_unknown_task_names_the_nearest_one() -> None:
 def test_missing_task_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"liver\.toml: there is no such file"):
         load_task(str(tmp_path / "liver.toml"))
+
+
+def test_the_digest_of_a_task_covers_what_is_computed() -> None:
+    task = load_task("msd-hippocampus")
+    assert task.digest == task.model_copy(update={"description": "other words"}).digest
+    assert task.digest != task.model_copy(update={"spacing": (2.0, 2.0, 2.0)}).digest
+    swapped = dict(reversed(task.classes.items()))
+    assert task.digest != task.model_copy(update={"classes": swapped}).digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spacing_range": (2.0, 4.0)}, "spacing .* is outside spacing_range"),
+        ({"conventions": {"other": {"core": (1,)}}}, "convention 'other' names .'core'.; classes are"),
+        ({"anatomy": {"outermost": "skull"}}, "anatomy names .'skull'.; classes are"),
+        ({"anatomy": {"brightest": {"PET": "edema"}}}, "anatomy.brightest names .'PET'.; modalities are"),
+    ],
+)
+def test_checks_name_what_is_there(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse({**GLIOMA, **changes}, Task, source="glioma.toml")
