@@ -13,11 +13,32 @@ The command line prints the message and nothing else, so a message names the fil
 found and what was expected, and how to mend it.
 """
 
+_LONGEST = 2000
+"""Characters of a text that names what was found in a file: whatever lies there may end up in a message."""
+
 
 class FedQCError(Exception):
-    """Base of all errors that fedqc raises on purpose."""
+    """Base of all errors that fedqc raises on purpose; its message is one printable line."""
 
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str) -> str:
+    """A text as one line that every terminal, page and log can show, whatever names of files it holds.
+
+    Control characters, line breaks, invisible ones and bytes that are no text become escapes;
+    the middle of a very long text is left out.
+    """
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )
 
 
 class ConfigError(FedQCError):

@@ -6,6 +6,7 @@ OUT/
 """
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedqc.cases.check import duplicate_id
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.preprocessing import label_to_native, preprocess_full
-from fedqc.cases.validation import Problem, RawImage, duplicate, duplicate_ids, inspect_image
+from fedqc.cases.problems import Problem
+from fedqc.cases.validation import RawImage, inspect_image
 from fedqc.cases.volumes import MAX_VOXELS, voxel_size, write_volume
 from fedqc.compute import Compute
 from fedqc.errors import DataError
@@ -64,12 +67,12 @@ def segment_cases(
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DataError(f"{out}: is not an empty folder; nothing is written over, name a new one")
-    task, duplicates = model.card.task, duplicate_ids(cases)
+    task, times = model.card.task, Counter(files.id for files in cases)
     segmented: list[Segmented] = []
     problems: list[Problem] = []
     for done, files in enumerate(cases, start=1):
-        if files.id in duplicates:
-            problems.append(duplicate(files, duplicates[files.id]))
+        if times[files.id] > 1:
+            problems.append(duplicate_id(files, times[files.id]))
         else:
             raw, found = inspect_image(files, task)
             problems.extend(found)
@@ -106,7 +109,7 @@ def _segment(
 def _too_large(files: CaseFiles, raw: RawImage, task: Task) -> Problem:
     sides = "x".join(map(str, raw.channels[0].shape))
     return Problem(
-        code="wrong-dimensions",
+        code="too-large",
         case=files.id,
         file=files.images[0],
         found=f"an image of shape {sides} that is too large for the memory at the task's spacing",

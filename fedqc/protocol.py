@@ -15,7 +15,6 @@ and, where the site needs the model, a record `weights`. A site answers with exa
     evaluate.segmentation    EvaluateSegmentationRequest   statistics: numbers
 """
 
-import hashlib
 import io
 import math
 import re
@@ -31,7 +30,6 @@ from pydantic import ConfigDict, Field, SkipValidation, ValidationError
 
 from fedqc.config import CurationConfig, FrozenModel, QCConfig, SegmentationConfig, SiteName
 from fedqc.errors import ProtocolError
-from fedqc.task import Task
 
 PROTOCOL_VERSION = 1
 
@@ -447,11 +445,6 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------- digests
-
-
-def task_digest(task: Task) -> str:
-    """SHA-256 of all of a task that changes what is computed (its description does not)."""
-    return hashlib.sha256(task.model_dump_json(exclude={"description"}).encode()).hexdigest()
 
 
 def content_digest(records: RecordDict) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from typing import TypeVar, get_args
 import numpy as np
 from flwr.app import Context, Message, RecordDict
 
-from fedqc.cases.validation import Code
+from fedqc.cases.problems import ErrorCode as ErrorCodeOfCase
 from fedqc.config import SiteConfig, load_site
 from fedqc.curation.rules import Outcome as Decided
 from fedqc.errors import ConfigError, DataError, FedQCError, ModelError, ProtocolError, TrainingError
@@ -35,6 +35,7 @@ from fedqc.protocol import (
     reply_to_records,
     request_from_records,
 )
+from fedqc.statistics.datasheet import AXES
 from fedqc.statistics.privacy import release
 from fedqc.statistics.site import (
     CalibrationSummary,
@@ -123,8 +124,11 @@ def statistic_keys(kind: str, task: Task) -> frozenset[str]:
     match kind:
         case "query.summarise":
             volumes = {f"volume_ml.{name}.{part}" for name in task.classes for part in ("mean", "sd")}
-            left_out = {f"left_out.{code}" for code in get_args(Code)}
-            return frozenset({"cases", "patients", "references"} | left_out | volumes)
+            left_out = {f"left_out.{code}" for code in get_args(ErrorCodeOfCase)}
+            grid = {f"{what}.{axis}" for what in ("spacing_mm", "shape") for axis in AXES}
+            intensity = {f"intensity.{name}" for name in task.modalities}
+            counts = {"cases", "patients", "references"}
+            return frozenset(counts | left_out | volumes | grid | intensity)
         case "query.cross_check":
             return frozenset({"references", "quality_mean", "quality_sd"})
         case "query.calibrate":

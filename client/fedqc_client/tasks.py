@@ -3,7 +3,6 @@
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import numpy as np
@@ -52,7 +51,6 @@ from fedqc.protocol import (
     SummariseRequest,
     TrainRequest,
     TrainSegmentationRequest,
-    task_digest,
 )
 from fedqc.seeding import generator
 from fedqc.segmentation import Segmentation
@@ -66,7 +64,6 @@ from fedqc.statistics.site import (
     summarise_calibration,
     summarise_cross_check,
     summarise_curation,
-    summarise_data,
     summarise_segmentation,
 )
 from fedqc.task import Task, load_task
@@ -82,7 +79,7 @@ def handshake(site: SiteConfig, request: HandshakeRequest) -> HandshakeReply:
         site=site.name,
         protocol=PROTOCOL_VERSION,
         fedqc=fedqc.__version__,
-        task=task_digest(load_task(site.task)),
+        task=load_task(site.task).digest,
     )
 
 
@@ -92,19 +89,9 @@ def summarise(site: SiteConfig, request: SummariseRequest) -> DataSummary:
     Raises:
         DataError: no case can be used.
     """
-    task = _task(site, request)
-    data = load_site_data(site, task)
-    with ThreadPoolExecutor(site.compute.workers) as pool:
-        volumes = list(pool.map(lambda files: _volumes_ml(data.cache.get(files), task), data.usable))
-    left_out: dict[str, list[str]] = {}
-    for code, case in sorted({(problem.code, problem.case) for problem in data.problems}):
-        left_out.setdefault(code, []).append(data.patients[case])
-    return summarise_data(
-        patients=[case.patient for case in data.usable],
-        reference=[True] * len(data.references) + [False] * len(data.candidates),
-        volumes_ml={name: [volume[index] for volume in volumes] for index, name in enumerate(task.classes)},
-        left_out=left_out,
-    )
+    data = load_site_data(site, _task(site, request))
+    data.cache.prepare(data.usable, workers=site.compute.workers)
+    return data.check.summary
 
 
 def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
@@ -214,7 +201,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
         model=UsedModel(method=method.name, sha256=model_sha256),
         rule=UsedRule(name=rule.name, threshold=rule.threshold, review=rule.review),
         entries=tuple(entries),
-        left_out=_left_out(site, data),
+        left_out=_left_out(data),
     )
     write_scores(site.results / "scores.csv", manifest, task)
     write_manifest(site.results / "manifest.json", manifest)
@@ -282,7 +269,7 @@ def _task(site: SiteConfig, request: Request) -> Task:
         ProtocolError: they differ.
     """
     task = load_task(site.task)
-    if task_digest(task) != request.task:
+    if task.digest != request.task:
         raise ProtocolError(
             f"the site's task {site.task!r} is not the federation's; compare the two task files"
         )
@@ -373,13 +360,6 @@ def _kept_cases(site: SiteConfig, task: Task, data: SiteData) -> tuple[CaseFiles
     return cases
 
 
-def _volumes_ml(case: Case, task: Task) -> list[float]:
-    """Volume in ml of each class, on the network's grid."""
-    voxel = float(np.prod(case.spacing)) / MICROLITRES_PER_MILLILITRE
-    counts = np.bincount(case.label.ravel(), minlength=task.n_classes + 1)
-    return [float(count) * voxel for count in counts[1:]]
-
-
 def _per_cent(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.rint(probability * 100).clip(0, 100).astype(np.uint8)
 
@@ -387,17 +367,16 @@ def _per_cent(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
 def _input_files(site: SiteConfig, task: Task, cache: CaseCache, files: CaseFiles) -> dict[str, InputFile]:
     """A case's files by role, as the manifest names them."""
     roles = task.modalities if len(files.images) == len(task.modalities) else ("image",)
-    paths = [*files.images, *([files.label] if files.label else [])]
     root = (site.data.path if site.data.path.is_dir() else site.data.path.parent).resolve()
     return {
         role: InputFile(path=path.resolve().relative_to(root).as_posix(), sha256=sha256)
-        for role, path, sha256 in zip([*roles, "label"], paths, cache.hashes(files), strict=True)
+        for role, path, sha256 in zip([*roles, "label"], files.files, cache.hashes(files), strict=True)
     }
 
 
-def _left_out(site: SiteConfig, data: SiteData) -> tuple[LeftOut, ...]:
-    """Every problem of every case that could not be used, and references that are no case."""
-    problems = [
+def _left_out(data: SiteData) -> tuple[LeftOut, ...]:
+    """Every error of every case that could not be used, and references that are no case."""
+    return tuple(
         LeftOut(
             case=problem.case,
             code=problem.code,
@@ -405,19 +384,9 @@ def _left_out(site: SiteConfig, data: SiteData) -> tuple[LeftOut, ...]:
             found=problem.found,
             fix=problem.fix,
         )
-        for problem in data.problems
-    ]
-    strangers = [
-        LeftOut(
-            case=case,
-            code="unknown-reference",
-            file=str(site.data.reference),
-            found="a reference that is no case of this site",
-            fix="correct the id in the table of references",
-        )
-        for case in data.unknown_references
-    ]
-    return (*problems, *strangers)
+        for problem in data.check.problems
+        if problem.case is not None and (problem.is_error or problem.code == "unknown-reference")
+    )
 
 
 def _store_model(

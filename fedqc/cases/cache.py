@@ -26,7 +26,7 @@ from fedqc.cases.volumes import Case, sha256_file
 from fedqc.errors import DataError
 from fedqc.task import Task
 
-FORMAT = 1
+FORMAT = 2
 """Version of the entries; to be raised whenever preprocessing gives other numbers."""
 
 _ARRAYS = ("image.npy", "label.npy")
@@ -87,7 +87,7 @@ class CaseCache:
         Raises:
             DataError: a file cannot be read.
         """
-        paths = [*files.images, *([files.label] if files.label else [])]
+        paths = files.files
         try:
             states = [(str(path.resolve()), *_state(path)) for path in paths]
         except OSError as error:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.tally import Intensities, measure
 from fedqc.cases.validation import RawImage, read_case
-from fedqc.cases.volumes import Case, voxel_size
+from fedqc.cases.volumes import Case, bounding_box, voxel_size
 from fedqc.errors import DataError
 from fedqc.task import Task
 
+_SLICES = 16  # that are z-scored at once
 _SAME_SPACING = 1e-3  # relative; a smaller difference is no reason to blur an image
 
 
@@ -48,28 +50,32 @@ def preprocess(files: CaseFiles, task: Task) -> Case:
         DataError: the case has a problem (see `fedqc.cases.validation`).
     """
     raw = read_case(files, task)
-    image, affine, positions, box = _at_spacing(raw.channels, raw.affine, task)
-    label = _resample_label(_canonical(raw.label, raw.affine), positions)[box]
+    shape = raw.label.shape
+    resampling = _Resampling.of(shape, raw.affine, task)
+    channels, box = _non_zero_part(raw.channels, resampling)
+    label = resampling.label(raw.label)[box]
     starts = [_start(have, want) for have, want in zip(label.shape, task.size, strict=True)]
     return Case(
         id=files.id,
         patient=files.patient,
-        image=np.stack([_pad_or_crop(channel, starts, task.size) for channel in image]),
+        image=_scored(channels, resampling, raw.intensities, starts, task.size),
         label=_pad_or_crop(label, starts, task.size),
-        affine=affine @ _shift(starts),
-        native_shape=raw.label.shape,
+        affine=resampling.affine @ _shift([side.start for side in box]) @ _shift(starts),
+        native_shape=shape,
         native_affine=raw.affine,
     )
 
 
 def preprocess_full(files: CaseFiles, raw: RawImage, task: Task) -> FullImage:
     """Bring an image to the task's spacing, as `preprocess` does, but neither pad nor crop it to its size."""
-    image, affine, _, _ = _at_spacing(raw.channels, raw.affine, task)
+    shape = raw.channels[0].shape
+    resampling = _Resampling.of(shape, raw.affine, task)
+    channels, box = _non_zero_part(raw.channels, resampling)
     return FullImage(
         id=files.id,
-        image=image,
-        affine=affine,
-        native_shape=raw.channels[0].shape,
+        image=_scored(channels, resampling, raw.intensities, [0, 0, 0], channels[0].shape),
+        affine=resampling.affine @ _shift([side.start for side in box]),
+        native_shape=shape,
         native_affine=raw.affine,
     )
 
@@ -133,37 +139,74 @@ def label_to_native(label: NDArray[np.uint8], case: Case | FullImage) -> NDArray
     return native
 
 
-def _at_spacing(
-    channels: Sequence[NDArray[np.float32]], native_affine: NDArray[np.float64], task: Task
-) -> tuple[
-    NDArray[np.float32],
-    NDArray[np.float64],
-    list[NDArray[np.float64] | None],
-    tuple[slice, slice, slice],
-]:
-    """The z-scored non-zero part [C, X, Y, Z] at the task's spacing, its affine, and how it was cut out.
-
-    The last two are the positions of `_sampling` and the box of the part that is not zero.
-    """
-    image = np.stack([_canonical(channel, native_affine) for channel in channels])
-    affine = native_affine @ inv_ornt_aff(io_orientation(native_affine), channels[0].shape)
-    positions, affine = _sampling(image.shape[1:], affine, task.spacing)
-    image = np.stack([_linear(channel, positions) for channel in image])
-    box = _non_zero_box(image)
-    image = np.stack([_z_score(channel) for channel in image[:, *box]])
-    return image, affine @ _shift([side.start for side in box]), positions, box
+Positions = tuple[NDArray[np.float64] | None, ...]
+"""Of the new voxels in the old grid along each axis; None where an axis stays as it is."""
 
 
-def _canonical(volume: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
-    """Axes in the order and direction closest to right, anterior, superior."""
-    canonical: NDArray[Any] = apply_orientation(volume, io_orientation(affine))
-    return canonical
+@dataclass(frozen=True, eq=False)
+class _Resampling:
+    """The way from the files' grid to the task's spacing, axes along right, anterior, superior."""
+
+    positions: Positions
+    """Along the axes of the files, in the direction of the new ones."""
+    orientation: NDArray[np.float64]
+    """[3, 2], what is still to be done with axes and directions after that, as nibabel writes it."""
+    affine: NDArray[np.float64]
+    """[4, 4], from voxel indices of the new grid to mm (RAS+)."""
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], native_affine: NDArray[np.float64], task: Task) -> "_Resampling":
+        orientation = io_orientation(native_affine)
+        affine = native_affine @ inv_ornt_aff(orientation, shape)
+        axes = orientation[:, 0].astype(int)
+        canonical_shape = [shape[axis] for axis in np.argsort(axes)]
+        wanted, affine = _sampling(canonical_shape, affine, task.spacing)
+        positions = []
+        for axis, (new_axis, direction) in enumerate(zip(axes, orientation[:, 1], strict=True)):
+            along = wanted[new_axis]
+            if along is not None and direction < 0:
+                along = shape[axis] - 1 - along
+            positions.append(along)
+        orientation = orientation.copy()
+        orientation[[along is not None for along in positions], 1] = 1
+        return cls(tuple(positions), orientation, affine)
+
+    @property
+    def keeps_voxels(self) -> bool:
+        """Whether no voxel gets another value."""
+        return all(along is None for along in self.positions)
+
+    def image(self, channel: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A modality [X, Y, Z] on the new grid; a view of it where no voxel changes."""
+        return self._turn(_linear(channel, self.positions))
+
+    def label(self, label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A label [X, Y, Z] of class indices on the new grid; a view of it where no voxel changes."""
+        return self._turn(label if self.keeps_voxels else _resample_label(label, self.positions))
+
+    def _turn(self, volume: NDArray[Any]) -> NDArray[Any]:
+        turned: NDArray[Any] = apply_orientation(volume, self.orientation)
+        return turned
+
+
+def _non_zero_part(
+    channels: Sequence[NDArray[np.float32]], resampling: _Resampling
+) -> tuple[list[NDArray[np.float32]], tuple[slice, slice, slice]]:
+    """Each channel on the new grid, cut to the box of the voxels that are not zero in some; and the box."""
+    resampled = [resampling.image(channel) for channel in channels]
+    is_inside = resampled[0] != 0
+    for channel in resampled[1:]:
+        is_inside |= channel != 0
+    x, y, z = is_inside.shape
+    # Resampling can lose the only voxels of a nearly empty image; then the whole grid stays.
+    box = bounding_box(is_inside) or (slice(0, x), slice(0, y), slice(0, z))
+    return [channel[box] for channel in resampled], box
 
 
 def _sampling(
-    shape: tuple[int, ...], affine: NDArray[np.float64], spacing: tuple[float, float, float]
-) -> tuple[list[NDArray[np.float64] | None], NDArray[np.float64]]:
-    """Positions of the new voxels in the old grid along each axis (None: unchanged), and the new affine.
+    shape: Sequence[int], affine: NDArray[np.float64], spacing: tuple[float, float, float]
+) -> tuple[Positions, NDArray[np.float64]]:
+    """Positions along each axis, and the new affine.
 
     The new grid covers the old field of view from its first edge (not from its first voxel centre), so that
     the outer slices of thick-sliced scans keep their full thickness.
@@ -178,66 +221,96 @@ def _sampling(
         first = (step - 1) / 2
         positions.append(first + step * np.arange(max(1, round(side / step))))
         change[axis, axis], change[axis, 3] = step, first
-    return positions, affine @ change
+    return tuple(positions), affine @ change
 
 
-def _linear(volume: NDArray[Any], positions: list[NDArray[np.float64] | None]) -> NDArray[np.float32]:
+def _linear(volume: NDArray[Any], positions: Positions) -> NDArray[np.float32]:
     """Linear interpolation, axis by axis, as the grids are parallel; the outermost values go on outside."""
-    values = volume.astype(np.float32, copy=False)
-    for axis, wanted in enumerate(positions):
-        if wanted is None:
+    # Turned, as files' volumes lie in memory: whole slices are mixed first, so that single voxels of the
+    # innermost axis are picked when there are the fewest left.
+    values = volume.T.astype(np.float32, copy=False)
+    for axis, along in enumerate(reversed(positions)):
+        if along is None:
             continue
         last = values.shape[axis] - 1
-        inside = np.clip(wanted, 0, last)
+        inside = np.clip(along, 0, last)
         below = inside.astype(np.intp)
         weight = (inside - below).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(3)])
-        lower, upper = values.take(below, axis), values.take(np.minimum(below + 1, last), axis)
-        values = lower + weight * (upper - lower)
-    return values
+        lower, mixed = values.take(below, axis), values.take(np.minimum(below + 1, last), axis)
+        mixed -= lower
+        mixed *= weight
+        mixed += lower
+        values = mixed
+    return values.T
 
 
-def _resample_label(
-    label: NDArray[np.uint8], positions: list[NDArray[np.float64] | None]
-) -> NDArray[np.uint8]:
+def _resample_label(label: NDArray[np.uint8], positions: Positions) -> NDArray[np.uint8]:
     """The class with the largest linearly interpolated share of each voxel.
 
     Nearest neighbour would leave steps of up to half an old voxel in the contour, which the QC network could
     take for an error of the annotator.
     """
-    if all(wanted is None for wanted in positions):
-        return label
-    largest = _linear(label == 0, positions)
-    resampled = np.zeros(largest.shape, dtype=np.uint8)
-    for index in np.unique(label[label > 0]):
-        share = _linear(label == index, positions)
+    shape = [
+        side if along is None else len(along) for side, along in zip(label.shape, positions, strict=True)
+    ]
+    resampled = np.zeros(shape, dtype=np.uint8, order="F")
+    box = bounding_box(label)
+    if box is None:
+        return resampled
+    # Only where new voxels lie less than an old one away from the label can there be any of it.
+    parts: list[slice] = []
+    targets: list[slice] = []
+    along_parts: list[NDArray[np.float64] | None] = []
+    for side, along, length in zip(box, positions, label.shape, strict=True):
+        part = slice(max(0, side.start - 1), min(length, side.stop + 1))
+        parts.append(part)
+        if along is None:
+            targets.append(part)
+            along_parts.append(None)
+            continue
+        inside = np.clip(along, 0, length - 1)
+        near = np.flatnonzero((inside > side.start - 1) & (inside < side.stop))
+        if not near.size:
+            return resampled
+        targets.append(slice(int(near[0]), int(near[-1]) + 1))
+        along_parts.append(inside[near] - part.start)
+    values = label[tuple(parts)]
+    largest = _linear(values == 0, tuple(along_parts))
+    classes = np.zeros(largest.shape, dtype=np.uint8)
+    for index in np.unique(values[values > 0]):
+        share = _linear(values == index, tuple(along_parts))
         is_larger = share > largest
-        resampled[is_larger] = index
+        classes[is_larger] = index
         largest[is_larger] = share[is_larger]
+    resampled[tuple(targets)] = classes
     return resampled
 
 
-def _non_zero_box(image: NDArray[np.float32]) -> tuple[slice, slice, slice]:
-    """Bounding box of the voxels that are not zero in some channel of [C, X, Y, Z]."""
-    is_inside = np.asarray(image.any(axis=0))
-    box = []
-    for axis in range(3):
-        hit = np.flatnonzero(np.moveaxis(is_inside, axis, 0).any(axis=(1, 2)))
-        # Resampling can lose the only voxels of a nearly empty image; then the whole grid stays.
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, image.shape[axis + 1]))
-    x, y, z = box
-    return x, y, z
+def _scored(
+    channels: Sequence[NDArray[np.float32]],
+    resampling: _Resampling,
+    intensities: Sequence[Intensities],
+    starts: Sequence[int],
+    size: tuple[int, ...],
+) -> NDArray[np.float32]:
+    """A window [C, X, Y, Z] of the z-scored channels, 0 outside of them.
 
-
-def _z_score(channel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean 0 and standard deviation 1 over the voxels that are not zero; zeros stay zeros."""
-    is_inside = channel != 0
-    if not is_inside.any():
-        return channel
-    values = channel[is_inside].astype(np.float64)
-    deviation = values.std()
-    scored = np.zeros_like(channel)
-    scored[is_inside] = (values - values.mean()) / (deviation if deviation > 0 else 1.0)
-    return scored
+    Mean 0 and standard deviation 1 are those of all voxels that are not zero; zeros stay zeros. Those of the
+    files' voxels are in `intensities`.
+    """
+    if not resampling.keeps_voxels:
+        intensities = [measure(channel) for channel in channels]
+    image = np.zeros((len(channels), *size), dtype=np.float32)
+    source, target = _overlap(channels[0].shape, starts, size)
+    for channel, known, window in zip(channels, intensities, image, strict=True):
+        seen, scored = channel[source], window[target]
+        for start in range(0, seen.shape[2], _SLICES):
+            # By slices, for seen and scored lie in memory in opposite order, and only few fit into the cache.
+            values = seen[:, :, start : start + _SLICES]
+            scored[:, :, start : start + _SLICES] = np.where(
+                values != 0, (values - np.float64(known.mean)) / (known.sd or 1.0), 0
+            )
+    return image
 
 
 def _start(have: int, want: int) -> int:
@@ -245,15 +318,23 @@ def _start(have: int, want: int) -> int:
     return have // 2 - want // 2 if have >= want else -((want - have) // 2)
 
 
-def _pad_or_crop(volume: NDArray[Any], starts: list[int], size: tuple[int, int, int]) -> NDArray[Any]:
-    window = np.zeros(size, dtype=volume.dtype)
+def _overlap(
+    shape: tuple[int, ...], starts: Sequence[int], size: tuple[int, ...]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """The part of a volume that a window shows, and where in the window it lies."""
     source = tuple(
         slice(max(start, 0), min(start + want, have))
-        for start, want, have in zip(starts, size, volume.shape, strict=True)
+        for start, want, have in zip(starts, size, shape, strict=True)
     )
     target = tuple(
         slice(part.start - start, part.stop - start) for part, start in zip(source, starts, strict=True)
     )
+    return source, target
+
+
+def _pad_or_crop(volume: NDArray[Any], starts: list[int], size: tuple[int, int, int]) -> NDArray[Any]:
+    window = np.zeros(size, dtype=volume.dtype)
+    source, target = _overlap(volume.shape, starts, size)
     window[target] = volume[source]
     return window
 

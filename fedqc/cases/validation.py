@@ -1,65 +1,59 @@
-"""What can be wrong with a case. Every problem of every case is found; none stops the search."""
+"""What can be wrong with one case. Every problem is found; none stops the search.
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+Files are looked at in three steps: their headers (do the grids fit?), their voxels (are they an image and a
+label?), and what looks odd about a case that could be used (`fedqc.cases.plausibility`). Voxels are read
+once, and only of files whose header makes sense.
+"""
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from fedqc.cases import plausibility
+from fedqc.cases.conventions import guess_convention
+from fedqc.cases.facts import CaseFacts, describe_case, describe_image
 from fedqc.cases.layouts import CaseFiles
-from fedqc.cases.volumes import UnreadableVolumeError, Volume, label_to_classes, read_volume
+from fedqc.cases.problems import ErrorCode, Problem
+from fedqc.cases.tally import Intensities, LabelValues, Strangers, count_values, measure
+from fedqc.cases.volumes import (
+    MAX_VOXELS,
+    Header,
+    UnreadableVolumeError,
+    is_singular,
+    label_to_classes,
+    read_header,
+    read_volume,
+    voxel_size,
+)
 from fedqc.errors import DataError
 from fedqc.task import Task
 
 AFFINE_TOLERANCE = 1e-3
 """Largest absolute difference, in mm, between the affines of volumes that share a grid."""
-
-Code = Literal[
-    "missing-file",
-    "missing-label",
-    "unreadable",
-    "wrong-dimensions",
-    "shape-mismatch",
-    "orientation-mismatch",
-    "affine-mismatch",
-    "non-finite",
-    "empty-image",
-    "empty-label",
-    "non-integral-label",
-    "unknown-label-value",
-    "duplicate-id",
-]
+QFORM_TOLERANCE = 0.1
+"""Largest distance, in mm, between the places that qform and sform give to a corner of the volume."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a case."""
+class Inspection:
+    """All that was found in one case: what is known of it, and what is wrong with it."""
 
-    code: Code
-    case: str
-    file: Path | None
-    found: str
-    expected: str
-    fix: str
+    facts: CaseFacts | None
+    """None where it has an error."""
+    problems: tuple[Problem, ...]
 
-    def __str__(self) -> str:
-        """The problem as one sentence."""
-        place = f"case {self.case}, {self.file}" if self.file else f"case {self.case}"
-        return f"{place}: found {self.found}, expected {self.expected}; {self.fix}"
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The cases that can be used, in the order given, and all problems of the others."""
-
-    usable: list[CaseFiles]
-    problems: list[Problem]
+    @property
+    def is_usable(self) -> bool:
+        """Whether no problem is an error."""
+        return self.facts is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +62,8 @@ class RawImage:
 
     channels: tuple[NDArray[np.float32], ...]
     """One volume [X, Y, Z] a modality."""
+    intensities: tuple[Intensities, ...]
+    """Of each modality."""
     label: NDArray[np.uint8] | None
     """[X, Y, Z], class indices."""
     affine: NDArray[np.float64]
@@ -76,263 +72,404 @@ class RawImage:
 
 @dataclass(frozen=True, eq=False)
 class RawCase:
-    """A case as its files hold it, checked: one grid, no problem."""
+    """A case as its files hold it, checked: one grid, no error."""
 
     channels: tuple[NDArray[np.float32], ...]
     """One volume [X, Y, Z] a modality."""
+    intensities: tuple[Intensities, ...]
+    """Of each modality."""
     label: NDArray[np.uint8]
     """[X, Y, Z], class indices."""
     affine: NDArray[np.float64]
     """[4, 4], from voxel indices to mm (RAS+)."""
 
 
-def validate(
-    cases: Sequence[CaseFiles],
-    task: Task,
-    *,
-    workers: int = 1,
-    progress: Callable[[int, int], None] | None = None,
-) -> Validation:
-    """Check all cases; ids that occur twice are left out altogether, for nobody can tell which is meant.
-
-    Args:
-        cases: the cases of one site.
-        task: what the data show.
-        workers: number of threads.
-        progress: called with (cases done, all cases) after each case.
-    """
-    duplicates = duplicate_ids(cases)
-    usable: list[CaseFiles] = []
-    problems: list[Problem] = []
-    with ThreadPoolExecutor(workers) as pool:
-        checked = pool.map(partial(validate_case, task=task), cases)
-        for done, (case, found) in enumerate(zip(cases, checked, strict=True), start=1):
-            if case.id in duplicates:
-                found.append(duplicate(case, duplicates[case.id]))
-            problems.extend(found)
-            if not found:
-                usable.append(case)
-            if progress is not None:
-                progress(done, len(cases))
-    return Validation(usable=usable, problems=problems)
-
-
-def duplicate_ids(cases: Sequence[CaseFiles]) -> dict[str, int]:
-    """The ids that occur more than once, and how often."""
-    return {case_id: times for case_id, times in Counter(case.id for case in cases).items() if times > 1}
-
-
-def duplicate(files: CaseFiles, times: int) -> Problem:
-    """The problem of a case whose id occurs `times` times."""
-    return Problem(
-        code="duplicate-id",
-        case=files.id,
-        file=files.images[0] if files.images else None,
-        found=f"{times} cases with this id",
-        expected="one",
-        fix="give each case an id of its own",
+def inspect_case(files: CaseFiles, task: Task) -> Inspection:
+    """Find everything that is wrong with one case; whatever its files hold, nothing is raised."""
+    contents = _read(files, task, needs_label=True)
+    problems = contents.problems
+    label = contents.label
+    if any(problem.is_error for problem in problems) or label is None:
+        return Inspection(None, tuple(problems + contents.image_warnings))
+    classes = label_to_classes(label.values, task)
+    guess = guess_convention(label.values, contents.channels, task)
+    images = [
+        describe_image(*measured) for measured in zip(contents.channels, contents.measured, strict=True)
+    ]
+    facts = describe_case(
+        images, values=label.counted, classes=classes, header=contents.files[0].header, guess=guess, task=task
     )
-
-
-def validate_case(files: CaseFiles, task: Task) -> list[Problem]:
-    """All problems of one case; whatever its files hold, nothing is raised."""
-    return _inspect(files, task)[1]
+    problems += contents.image_warnings
+    problems += plausibility.label_problems(
+        files.id,
+        label.path,
+        classes,
+        channels=contents.channels,
+        affine=label.header.affine,
+        guess=guess,
+        task=task,
+    )
+    return Inspection(facts, tuple(problems))
 
 
 def read_case(files: CaseFiles, task: Task) -> RawCase:
     """Read the files of one case.
 
     Raises:
-        DataError: the first problem of the case.
+        DataError: the first error of the case.
     """
-    raw, problems = _inspect(files, task)
-    if raw is None or raw.label is None or problems:
-        raise DataError(str(problems[0]))
-    return RawCase(channels=raw.channels, label=raw.label, affine=raw.affine)
+    contents = _read(files, task, needs_label=True)
+    for problem in contents.problems:
+        if problem.is_error:
+            raise DataError(str(problem))
+    raw = contents.raw(task)
+    assert raw.label is not None  # noqa: S101 - it would have been an error
+    return RawCase(channels=raw.channels, intensities=raw.intensities, label=raw.label, affine=raw.affine)
 
 
 def inspect_image(files: CaseFiles, task: Task) -> tuple[RawImage | None, list[Problem]]:
     """Read a case that needs no label; whatever its files hold, nothing is raised.
 
     Returns:
-        The image (None where it has a problem), and all problems, those of a label that is there too.
+        The image (None where it has an error), and all errors, those of a label that is there too.
     """
-    return _inspect(files, task, needs_label=False)
+    contents = _read(files, task, needs_label=False)
+    is_usable = not any(problem.is_error for problem in contents.image_problems)
+    return (contents.raw(task) if is_usable else None), [
+        problem for problem in contents.problems if problem.is_error
+    ]
 
 
-def _inspect(
-    files: CaseFiles, task: Task, *, needs_label: bool = True
-) -> tuple[RawImage | None, list[Problem]]:
-    """The case as read (None where the image has a problem), and all problems of image and label."""
-    problems: list[Problem] = []
-    images = _read_images(files, task, problems)
-    for path, volume in images:
-        problems.extend(_image_problems(files.id, path, volume, task))
-    for path, volume in images[1:]:
-        problems.extend(_grid_problems(files.id, (path, volume), images[0]))
-    label_problems: list[Problem] = []
-    label = _read_label(files, label_problems) if files.label or needs_label else None
-    if label is not None:
-        label_problems.extend(_label_problems(files.id, label[0], label[1].data, task))
-        if images:
-            label_problems.extend(_grid_problems(files.id, label, images[0]))
-    if problems:
-        return None, problems + label_problems
-    channels = tuple(channel for _, volume in images for channel in _channels(volume.data))
-    classes = label_to_classes(label[1].data, task) if label is not None and not label_problems else None
-    return RawImage(channels=channels, label=classes, affine=images[0][1].affine), label_problems
+@dataclass(frozen=True, eq=False)
+class _File:
+    """A file with a grid."""
+
+    path: Path
+    header: Header
 
 
-def _read_images(files: CaseFiles, task: Task, problems: list[Problem]) -> list[tuple[Path, Volume]]:
-    """The readable images of the right dimensions."""
+@dataclass(frozen=True, eq=False)
+class _Label(_File):
+    """A label; `values` [X, Y, Z] are as in the file, and of a small type if the task knows all of them."""
+
+    values: NDArray[Any]
+    counted: LabelValues
+
+
+@dataclass(eq=False)
+class _Contents:
+    """The files of a case as far as they can be read, and what is wrong with them."""
+
+    files: list[_File] = field(default_factory=list)
+    """The images."""
+    channels: list[NDArray[np.float32]] = field(default_factory=list)
+    """[X, Y, Z] each."""
+    measured: list[Intensities] = field(default_factory=list)
+    """Of each channel."""
+    label: _Label | None = None
+    image_problems: list[Problem] = field(default_factory=list)
+    label_problems: list[Problem] = field(default_factory=list)
+    image_warnings: list[Problem] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[Problem]:
+        return self.image_problems + self.label_problems
+
+    def raw(self, task: Task) -> RawImage:
+        """The image, which must have no error, and the label if it has none."""
+        classes = None
+        if self.label is not None and not any(problem.is_error for problem in self.label_problems):
+            classes = label_to_classes(self.label.values, task)
+        return RawImage(
+            channels=tuple(self.channels),
+            intensities=tuple(self.measured),
+            label=classes,
+            affine=self.files[0].header.affine,
+        )
+
+
+def _read(files: CaseFiles, task: Task, *, needs_label: bool) -> _Contents:
+    """Read what can be read of a case, and find all its errors."""
+    contents = _Contents(image_problems=list(files.problems))
+    if any(problem.code == "path-outside" for problem in files.problems):
+        return contents  # what it names is not ours to read
+    _read_images(files, task, contents)
+    # Layouts list a label where it should be; to a case that needs none, one that is not there means nothing.
+    if needs_label or (files.label is not None and os.path.lexists(files.label)):
+        contents.label = _read_label(files, task, contents.label_problems)
+    reference = contents.files[0] if contents.files else None
+    for file in contents.files[1:]:
+        contents.image_problems.extend(_grid_problems(files.id, file, contents.files[0]))
+    if contents.label is not None and reference is not None:
+        contents.label_problems.extend(_grid_problems(files.id, contents.label, reference))
+    if contents.label is not None and plausibility.are_exchanged(
+        contents.label.counted, contents.channels, task
+    ):
+        contents.label_problems.append(
+            Problem(
+                code="exchanged-files",
+                case=files.id,
+                file=contents.label.path,
+                found="intensities, and label values in the image's file",
+                expected="a label",
+                fix="exchange the two files",
+            )
+        )
+        return contents
+    names = _channel_names(task, contents)
+    for (path, name), measured in zip(names, contents.measured, strict=True):
+        contents.image_problems.extend(_image_problems(files.id, path, name, measured))
+        contents.image_warnings.extend(plausibility.image_problems(files.id, path, name, measured))
+    if contents.label is not None:
+        path, counted = contents.label.path, contents.label.counted
+        contents.label_problems.extend(_label_problems(files.id, path, counted, task))
+    return contents
+
+
+def _channel_names(task: Task, contents: _Contents) -> list[tuple[Path, str]]:
+    """File of each channel, and ` of T1` where the file holds several."""
+    if len(contents.files) == 1 and len(contents.channels) > 1:
+        return [(contents.files[0].path, f" of {name}") for name in task.modalities]
+    return [(file.path, "") for file in contents.files]
+
+
+def _read_images(files: CaseFiles, task: Task, contents: _Contents) -> None:
+    """Read the images; a file of other dimensions than the task needs is left out of the contents."""
     n_modalities = len(task.modalities)
-    if len(files.images) not in {1, n_modalities}:
-        problems.append(
-            Problem(
-                code="missing-file",
-                case=files.id,
-                file=None,
-                found=f"{len(files.images)} images",
-                expected=f"one for each of {', '.join(task.modalities)}",
-                fix="list the missing files or leave the case out",
-            )
-        )
     holds_all = n_modalities > 1 and len(files.images) == 1
-    images = []
-    for path in files.images:
-        volume = _read(files.id, path, problems)
-        if volume is None:
-            continue
-        shape = volume.data.shape
-        if (len(shape) == 4 and shape[3] == n_modalities) if holds_all else len(shape) == 3:
-            images.append((path, volume))
-            continue
-        fourth = f"a fourth dimension of the {n_modalities} modalities" if holds_all else "three dimensions"
-        problems.append(
-            Problem(
-                code="wrong-dimensions",
-                case=files.id,
-                file=path,
-                found=f"an image of shape {_sides(shape)}",
-                expected=fourth,
-                fix="export the image as the task needs it",
+    names = ("all modalities",) if holds_all else task.modalities
+    found: list[Path | None] = [*files.images, *[None] * (len(names) - len(files.images))]
+    room = MAX_VOXELS
+    for name, path in zip(names, found, strict=True):
+        if path is None:
+            contents.image_problems.append(
+                _missing(files.id, "missing-modality", f"no file of {name}", "one for each modality")
             )
-        )
-    return images
+            continue
+        problems: list[Problem] = []
+        header = _read_header(files.id, path, ("missing-modality", f"of {name}"), task, problems)
+        if header is not None and not _has_dimensions(header, n_modalities if holds_all else 0):
+            problems.append(_wrong_image_dimensions(files.id, path, header, n_modalities, holds_all))
+            header = None
+        if header is not None and math.prod(header.shape) > room:
+            problems.append(_too_large(files.id, path, header, n_modalities))
+            header = None
+        data = None if header is None else _read_voxels(files.id, path, problems)
+        contents.image_problems.extend(problems)
+        if header is not None and data is not None:
+            room -= data.size
+            contents.files.append(_File(path, header))
+            contents.channels.extend(_channels(data))
+            contents.measured.extend(map(measure, contents.channels[len(contents.measured) :]))
 
 
-def _read_label(files: CaseFiles, problems: list[Problem]) -> tuple[Path, Volume] | None:
+def _read_label(files: CaseFiles, task: Task, problems: list[Problem]) -> _Label | None:
     """The label, if it is readable and has three dimensions."""
     if files.label is None:
-        problems.append(
-            Problem(
-                code="missing-label",
-                case=files.id,
-                file=None,
-                found="no label",
-                expected="one",
-                fix="add the label or leave the case out",
-            )
-        )
+        problems.append(_missing(files.id, "missing-label", "no label", "one"))
         return None
-    volume = _read(files.id, files.label, problems)
-    if volume is not None and volume.data.ndim != 3:
+    header = _read_header(files.id, files.label, ("missing-label", "with the label"), task, problems)
+    if header is not None and len(header.shape) != 3:
         problems.append(
             Problem(
                 code="wrong-dimensions",
                 case=files.id,
                 file=files.label,
-                found=f"a label of shape {_sides(volume.data.shape)}",
+                found=f"a label of shape {_sides(header.shape)}",
                 expected="three dimensions",
                 fix="store all classes in one volume, a number for each",
             )
         )
         return None
-    return None if volume is None else (files.label, volume)
+    values = None if header is None else _read_voxels(files.id, files.label, problems)
+    if header is None or values is None:
+        return None
+    counted = count_values(values, task.label_values)
+    if counted.n_known == values.size:
+        values = values.astype(np.min_scalar_type(max(task.label_values)), copy=False)
+    return _Label(files.label, header, values, counted)
 
 
-def _read(case: str, path: Path, problems: list[Problem]) -> Volume | None:
+def _missing(case: str, code: ErrorCode, found: str, expected: str, file: Path | None = None) -> Problem:
+    return Problem(
+        code=code,
+        case=case,
+        file=file,
+        found=found,
+        expected=expected,
+        fix="restore the file or correct its path in the list, or leave the case out",
+    )
+
+
+def _read_header(
+    case: str, path: Path, missing: tuple[ErrorCode, str], task: Task, problems: list[Problem]
+) -> Header | None:
+    """The header, or None where nothing can be done with the file; `missing` says what a missing file is."""
     try:
-        return read_volume(path)
+        header = read_header(path)
     except UnreadableVolumeError as error:
-        problems.append(
-            Problem(
-                code="unreadable",
-                case=case,
-                file=path,
-                found=f"a file that cannot be read: {error.reason}",
-                expected="a whole .nii or .nii.gz file",
-                fix="export or copy the file again",
-            )
-        )
+        problems.append(_unreadable(case, path, error))
+        return None
     except DataError:
+        code, what = missing
+        problems.append(_missing(case, code, f"no such file {what}", "a .nii or .nii.gz file", path))
+        return None
+    problem = partial(Problem, case=case, file=path)
+    sides = header.pixdim
+    if not all(np.isfinite(side) and side > 0 for side in sides):
         problems.append(
-            Problem(
-                code="missing-file",
-                case=case,
-                file=path,
-                found="no such file",
-                expected="a .nii or .nii.gz file",
-                fix="restore the file or correct its path in the list",
+            problem(
+                code="invalid-spacing",
+                found=f"voxel sides of {_numbers(sides)} mm in the header",
+                expected="three numbers above 0",
+                fix="export the file again, or correct pixdim in its header",
             )
         )
+        return None
+    if is_singular(header.affine):
+        problems.append(
+            problem(
+                code="singular-affine",
+                found="an affine without an inverse, so the voxels have no place in the scanner",
+                expected="three axes that differ",
+                fix="export the file again, or correct sform and qform in its header",
+            )
+        )
+        return None
+    problems.extend(_header_problems(case, path, header, task))
+    return header
+
+
+def _header_problems(case: str, path: Path, header: Header, task: Task) -> Iterator[Problem]:
+    """What is odd about one grid."""
+    problem = partial(Problem, case=case, file=path)
+    smallest, largest = task.spacing_range
+    spacing = voxel_size(header.affine)
+    if spacing.min() < smallest * (1 - 1e-3) or spacing.max() > largest * (1 + 1e-3):
+        yield problem(
+            code="spacing-out-of-range",
+            found=f"voxels of {_numbers(spacing)} mm",
+            expected=f"sides of {smallest:g} to {largest:g} mm as in task {task.name!r}",
+            fix="look whether the header's unit is mm, or widen spacing_range in a task of your own",
+        )
+    if header.qform is not None and header.sform is not None:
+        corners = np.array(np.meshgrid(*([0, side - 1] for side in header.shape[:3]))).reshape(3, -1)
+        places = [form[:3, :3] @ corners + form[:3, 3:] for form in (header.qform, header.sform)]
+        distance = float(np.linalg.norm(places[0] - places[1], axis=0).max())
+        if not distance <= QFORM_TOLERANCE:  # NaN is no agreement
+            yield problem(
+                code="qform-sform-mismatch",
+                found=f"qform and sform that place a corner {distance:.3g} mm apart",
+                expected=f"at most {QFORM_TOLERANCE:g} mm",
+                fix="find out which is right and store it as both; fedqc uses the sform, others may not",
+            )
+
+
+def _too_large(case: str, path: Path, header: Header, n_modalities: int) -> Problem:
+    return Problem(
+        code="too-large",
+        case=case,
+        file=path,
+        found=f"{_sides(header.shape)} voxels in one of {n_modalities} images",
+        expected=f"at most {MAX_VOXELS} voxels in all images of a case",
+        fix="crop the volumes to what matters, or leave the case out",
+    )
+
+
+def _read_voxels(case: str, path: Path, problems: list[Problem]) -> NDArray[Any] | None:
+    try:
+        return read_volume(path).data
+    except UnreadableVolumeError as error:
+        problems.append(_unreadable(case, path, error))
+    except DataError:  # it went away meanwhile
+        problems.append(_missing(case, "missing-modality", "no such file any more", "a file", path))
     return None
 
 
-def _image_problems(case: str, path: Path, volume: Volume, task: Task) -> Iterator[Problem]:
-    channels = _channels(volume.data)
-    for position, channel in enumerate(channels):
-        where = f" of {task.modalities[position]}" if len(channels) > 1 else ""
-        n_wrong = int(np.count_nonzero(~np.isfinite(channel)))
-        if n_wrong:
-            yield Problem(
-                code="non-finite",
-                case=case,
-                file=path,
-                found=f"{n_wrong} voxels{where} that are NaN, infinite or beyond 32-bit floats",
-                expected="finite numbers",
-                fix="export the image again or set these voxels to 0",
-            )
-        if not channel.any():
-            yield Problem(
-                code="empty-image",
-                case=case,
-                file=path,
-                found=f"nothing but zeros{where}",
-                expected="an image",
-                fix="export the image again or leave the case out",
-            )
+def _unreadable(case: str, path: Path, error: UnreadableVolumeError) -> Problem:
+    fixes = {
+        "no-permission": "give this user the right to read the file",
+        "wrong-dimensions": "export the image as a volume",
+        "too-large": "crop the volume to what matters, or leave the case out",
+    }
+    return Problem(
+        code=error.code,
+        case=case,
+        file=path,
+        found=f"a file that cannot be read: {error.reason}",
+        expected="a whole .nii or .nii.gz file",
+        fix=fixes.get(error.code, "export or copy the file again"),
+    )
 
 
-def _label_problems(case: str, path: Path, values: NDArray[Any], task: Task) -> Iterator[Problem]:
-    known = [0, *sorted(value for members in task.classes.values() for value in members)]
-    strange = values[~np.isin(values, known)]
-    is_finite = np.isfinite(strange)
-    is_whole = is_finite & (strange == np.rint(strange))
+def _has_dimensions(header: Header, n_channels: int) -> bool:
+    """Whether there are three dimensions, or (with channels) a fourth that holds the channels."""
+    return header.shape[3:] == ((n_channels,) if n_channels else ())
+
+
+def _wrong_image_dimensions(
+    case: str, path: Path, header: Header, n_modalities: int, holds_all: bool
+) -> Problem:
+    shape = header.shape
+    several = f"{shape[3]} volumes in one file, " if len(shape) == 4 else ""
+    return Problem(
+        code="wrong-dimensions",
+        case=case,
+        file=path,
+        found=f"{several}an image of shape {_sides(shape)}",
+        expected=f"a fourth dimension of the {n_modalities} modalities" if holds_all else "three dimensions",
+        fix="export the image as the task needs it",
+    )
+
+
+def _image_problems(case: str, path: Path, name: str, measured: Intensities) -> Iterator[Problem]:
+    lowest, highest = measured.lowest, measured.highest
+    if measured.n_not_finite:
+        yield Problem(
+            code="non-finite",
+            case=case,
+            file=path,
+            found=f"{measured.n_not_finite} voxels{name} that are NaN, infinite or beyond 32-bit floats",
+            expected="finite numbers",
+            fix="export the image again or set these voxels to 0",
+        )
+    elif lowest == highest:  # all voxels that are not zero, if any
+        zero = "0 and " if measured.n_zero and highest else ""
+        yield Problem(
+            code="constant-image",
+            case=case,
+            file=path,
+            found=f"nothing but the value{'s' if zero else ''} {zero}{highest:g}{name}",
+            expected="an image",
+            fix="export the image again or leave the case out",
+        )
+
+
+def _label_problems(case: str, path: Path, values: LabelValues, task: Task) -> Iterator[Problem]:
     problem = partial(Problem, case=case, file=path)
-    expected = f"one of {', '.join(map(str, known))} as in task {task.name!r}"
-    if not is_finite.all():
+    expected = f"one of {', '.join(map(str, task.label_values))} as in task {task.name!r}"
+    if values.not_finite.n_voxels:
         yield problem(
             code="non-finite",
-            found=f"{np.count_nonzero(~is_finite)} label voxels that are NaN or infinite",
+            found=f"{values.not_finite.n_voxels} label voxels that are NaN or infinite",
             expected=expected,
             fix="export the label again",
         )
-    if (is_finite & ~is_whole).any():
+    if values.fractions.n_voxels:
         yield problem(
             code="non-integral-label",
-            found=f"label value {_examples(strange[is_finite & ~is_whole])}",
+            found=f"label value {_examples(values.fractions)}",
             expected="whole numbers",
             fix="resample the label with nearest neighbour and store it as integers",
         )
-    if is_whole.any():
+    if values.unknown.n_voxels:
         yield problem(
             code="unknown-label-value",
-            found=f"label value {_examples(strange[is_whole])}",
+            found=f"label value {_examples(values.unknown)}",
             expected=expected,
             fix="correct the label or add the value to a class of the task",
         )
-    if not values.any():
+    if task.empty_label == "error" and values.known.get(0) == values.n_voxels:
         yield problem(
             code="empty-label",
             found="a label without any marked voxel",
@@ -341,15 +478,11 @@ def _label_problems(case: str, path: Path, values: NDArray[Any], task: Task) -> 
         )
 
 
-def _grid_problems(
-    case: str, checked: tuple[Path, Volume], reference: tuple[Path, Volume]
-) -> Iterator[Problem]:
+def _grid_problems(case: str, checked: _File, reference: _File) -> Iterator[Problem]:
     """Problems of a volume that has to lie on the grid of another of the same case."""
-    path, volume = checked
-    reference_path, expected = reference
-    problem = partial(Problem, case=case, file=path)
-    as_in = f"as in {reference_path.name}"
-    shape, expected_shape = volume.data.shape[:3], expected.data.shape[:3]
+    problem = partial(Problem, case=case, file=checked.path)
+    as_in = f"as in {reference.path.name}"
+    shape, expected_shape = checked.header.shape[:3], reference.header.shape[:3]
     if shape != expected_shape:
         yield problem(
             code="shape-mismatch",
@@ -357,11 +490,12 @@ def _grid_problems(
             expected=f"{_sides(expected_shape)} {as_in}",
             fix="bring both onto one grid",
         )
-    difference = np.abs(volume.affine - expected.affine)
+    affine, expected = checked.header.affine, reference.header.affine
+    difference = np.abs(affine - expected)
     if difference.max() <= AFFINE_TOLERANCE:
         return
-    axes = "".join(map(str, nibabel.aff2axcodes(volume.affine)))
-    expected_axes = "".join(map(str, nibabel.aff2axcodes(expected.affine)))
+    axes = "".join(map(str, nibabel.aff2axcodes(affine)))
+    expected_axes = "".join(map(str, nibabel.aff2axcodes(expected)))
     if axes != expected_axes:
         yield problem(
             code="orientation-mismatch",
@@ -385,10 +519,13 @@ def _channels(data: NDArray[Any]) -> list[NDArray[np.float32]]:
     return [single] if data.ndim == 3 else [single[..., channel] for channel in range(data.shape[3])]
 
 
-def _examples(values: NDArray[Any]) -> str:
+def _examples(strangers: Strangers) -> str:
     """The first few different values, and how many voxels there are."""
-    different = [f"{value:g}" for value in np.unique(values)[:3]]
-    return f"{', '.join(different)} in {values.size} voxels"
+    return f"{', '.join(f'{value:g}' for value in strangers.examples)} in {strangers.n_voxels} voxels"
+
+
+def _numbers(values: Any) -> str:
+    return " x ".join(f"{value:.3g}" for value in values)
 
 
 def _sides(shape: tuple[int, ...]) -> str:

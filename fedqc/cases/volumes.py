@@ -1,30 +1,37 @@
 """Volumes on disk and in memory: the one NIfTI reader and writer of fedqc."""
 
+import contextlib
 import gzip
 import hashlib
+import io
 import logging
 import math
-import os
 import uuid
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, cast
 
 import nibabel
 import numpy as np
+from isal import igzip, igzip_lib
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from fedqc.errors import DataError
 from fedqc.task import Task
 
-MAX_VOXELS = 2**31
+MAX_VOXELS = 2**27
+"""Of one file, and of all images of a case (512 x 512 x 512): processing takes some 12 bytes a voxel."""
+_MAX_BYTES = 4 * MAX_VOXELS + 2**20  # of float32 with a header
+_CHUNK = 2**22  # bytes inflated at once
+_PIECE = 2**22  # voxels that are looked at at once, where a volume would need too much memory as a whole
 _MAX_INFLATION = 1032  # deflate cannot shrink data further than 1032 to 1 (zlib's documentation)
 _NIFTI_HEADERS: dict[int, Any] = {
     348: nibabel.Nifti1Header,
     540: nibabel.Nifti2Header,
 }  # by header size in bytes
+_DAMAGED = (gzip.BadGzipFile, cast(type[Exception], igzip_lib.IsalError))  # while a file is inflated
 _UNKNOWN = 255  # no class index: a task has at most 254 classes
 
 # nibabel prints what it repairs in a header to stderr; what matters of it is reported as a Problem.
@@ -63,10 +70,30 @@ class Case:
         return float(x), float(y), float(z)
 
 
-class UnreadableVolumeError(DataError):
-    """A file that is no whole NIfTI volume; `reason` says why."""
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What a file says of its voxels before any of them is read."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    shape: tuple[int, ...]
+    """Sides in voxels, trailing sides of length 1 dropped (but never the first three)."""
+    affine: NDArray[np.float64]
+    """[4, 4], from voxel indices to mm (RAS+): the sform where there is one, else the qform."""
+    pixdim: tuple[float, float, float]
+    """Voxel size in mm as written, which may be anything."""
+    qform: NDArray[np.float64] | None
+    sform: NDArray[np.float64] | None
+
+
+UnreadableCode = Literal[
+    "no-permission", "empty-file", "truncated", "not-nifti", "unreadable", "too-large", "wrong-dimensions"
+]
+
+
+class UnreadableVolumeError(DataError):
+    """A file that is no whole NIfTI volume; `reason` says why, `code` is that of its problem."""
+
+    def __init__(self, path: Path, code: UnreadableCode, reason: str) -> None:
+        self.code: UnreadableCode = code
         self.reason = reason
         super().__init__(f"{path}: {reason}; export or copy the file again")
 
@@ -75,6 +102,40 @@ def voxel_size(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     """Voxel size [3] in mm of a grid with `affine` [4, 4]."""
     size: NDArray[np.float64] = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     return size
+
+
+def pieces(volume: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """All voxels piece by piece, [N] each, in the order of memory: without a copy where that has no gaps."""
+    voxels = volume.ravel(order="K")
+    for start in range(0, voxels.size, _PIECE):
+        yield voxels[start : start + _PIECE]
+
+
+def bounding_box(volume: NDArray[Any]) -> tuple[slice, slice, slice] | None:
+    """Smallest box of [X, Y, Z] that holds all voxels that are not zero; None where there is none."""
+    sides = []
+    for axis in range(3):
+        hit = np.flatnonzero(volume.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not hit.size:
+            return None
+        sides.append(slice(int(hit[0]), int(hit[-1]) + 1))
+    x, y, z = sides
+    return x, y, z
+
+
+def is_singular(affine: NDArray[np.float64]) -> bool:
+    """Whether `affine` [4, 4] gives voxels no place in the scanner."""
+    return not np.isfinite(affine).all() or abs(float(np.linalg.det(affine[:3, :3]))) < 1e-12
+
+
+def read_header(path: Path) -> Header:
+    """Read what a NIfTI-1 or -2 file (.nii or .nii.gz) says of its voxels, and nothing else.
+
+    Raises:
+        DataError: the file is missing (plain `DataError`), or no volume (`UnreadableVolumeError`).
+    """
+    with _reading(path) as stream:
+        return _header(path, stream)[0]
 
 
 def read_volume(path: Path) -> Volume:
@@ -90,25 +151,13 @@ def read_volume(path: Path) -> Volume:
     Raises:
         DataError: the file is missing (plain `DataError`) or damaged (`UnreadableVolumeError`).
     """
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file; correct the path or restore the file")
-    try:
-        # NumPy has nothing to warn of: an overflow becomes inf, which validation reports.
-        with path.open("rb") as file, np.errstate(all="ignore"):
-            return _parse(path, file)
-    except UnreadableVolumeError:
-        raise
-    except EOFError:
-        reason = "its compressed data end too early"
-    except (gzip.BadGzipFile, zlib.error):
-        reason = "its compressed data are damaged"
-    except OSError as error:
-        reason = f"the system cannot read it ({error.strerror or error})"
-    except MemoryError:
-        reason = "it does not fit into memory"
-    except Exception as error:  # nibabel raises anything on damaged headers, and all mean the same
-        reason = f"its NIfTI header is damaged ({error})"
-    raise UnreadableVolumeError(path, reason)
+    with _reading(path) as stream:
+        header, raw = _header(path, stream)
+        if is_singular(header.affine):
+            raise UnreadableVolumeError(
+                path, "unreadable", "its affine has no inverse, so its voxels have no place in the scanner"
+            )
+        return Volume(data=_voxels(path, stream, raw).reshape(header.shape, order="F"), affine=header.affine)
 
 
 def write_volume(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) -> None:
@@ -140,17 +189,23 @@ def label_to_classes(values: NDArray[Any], task: Task) -> NDArray[np.uint8]:
         DataError: a value is neither 0 nor a value of one of the task's classes.
     """
     known = np.array([0, *(value for members in task.classes.values() for value in members)])
-    strange = values[~np.isin(values, known)]
-    if strange.size:
-        raise DataError(
-            f"found label value {strange[0]}, expected one of {sorted(known.tolist())}; "
-            f"correct the label or add the value to a class of task {task.name!r}"
-        )
-    table = np.full(known.max() + 1, _UNKNOWN, dtype=np.uint8)
+    table = np.full(known.max() + 2, _UNKNOWN, dtype=np.uint8)  # the last one stands for all that are larger
     table[0] = 0
     for index, members in enumerate(task.classes.values(), start=1):
         table[list(members)] = index
-    classes: NDArray[np.uint8] = table[values.astype(np.intp)]
+    classes = np.empty_like(values, dtype=np.uint8)
+    for piece, its_classes in zip(pieces(values), pieces(classes), strict=True):
+        if values.dtype.kind in "iu" and values.dtype.itemsize <= 2:  # most labels; a table is faster
+            table.take(piece, mode="clip", out=its_classes)
+            is_strange = (its_classes == _UNKNOWN) | (piece < 0)
+        else:
+            is_strange = ~np.isin(piece, known)
+            table.take(np.where(is_strange, 0, piece).astype(np.intp), out=its_classes)
+        if is_strange.any():
+            raise DataError(
+                f"found label value {piece[is_strange][0]}, expected one of {sorted(known.tolist())}; "
+                f"correct the label or add the value to a class of task {task.name!r}"
+            )
     return classes
 
 
@@ -167,54 +222,120 @@ def sha256_file(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); restore the file") from None
 
 
-def _parse(path: Path, file: BinaryIO) -> Volume:
-    stored_bytes = os.fstat(file.fileno()).st_size
-    is_zipped = file.read(2) == b"\x1f\x8b"
-    file.seek(0)
-    stream: Any = gzip.GzipFile(fileobj=file) if is_zipped else file
-    header = _read_header(path, stream.read(max(_NIFTI_HEADERS)))
-    shape, dtype = header.get_data_shape(), header.get_data_dtype()
-    start, voxels = header.get_data_offset(), math.prod(shape)
-    if len(shape) < 3 or min(shape) < 1 or voxels > MAX_VOXELS:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[BinaryIO]:
+    """The inflated bytes of a file; whatever goes wrong while they are read is said in our words."""
+    try:
+        _check_is_there(path)
+        # NumPy has nothing to warn of: an overflow becomes inf, which validation reports.
+        with path.open("rb") as file, np.errstate(all="ignore"):
+            is_zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            if is_zipped:
+                # Faster than Python's own, which a long header or a long row of zeros at the end keeps busy.
+                with igzip.IGzipFile(fileobj=file) as stream:
+                    yield cast(BinaryIO, stream)
+            else:
+                yield file
+            return
+    except DataError:
+        raise
+    except PermissionError:
+        code, reason = "no-permission", "this user may not read it"
+    except EOFError:
+        code, reason = "truncated", "its compressed data end too early"
+    except _DAMAGED:
+        code, reason = "unreadable", "its compressed data are damaged"
+    except OSError as error:
+        code, reason = "unreadable", f"the system cannot read it ({error.strerror or error})"
+    except MemoryError:
+        code, reason = "too-large", "it does not fit into memory"
+    except Exception as error:  # nibabel raises anything on damaged headers, and all mean the same
+        code, reason = "unreadable", f"its header is damaged ({error})"
+    raise UnreadableVolumeError(path, cast(UnreadableCode, code), reason)
+
+
+def _check_is_there(path: Path) -> None:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; correct the path or restore the file")
+    if path.stat().st_size == 0:  # also of what the system makes up while it is read, if it ever ends
+        raise UnreadableVolumeError(path, "empty-file", "it holds nothing")
+
+
+def _header(path: Path, stream: BinaryIO) -> tuple[Header, Any]:
+    """The header at the start of the stream, checked against what the file can hold; ours and nibabel's."""
+    stored_bytes = path.stat().st_size
+    raw, pixdim = _nifti_header(path, stream.read(max(_NIFTI_HEADERS)))
+    shape, dtype = raw.get_data_shape(), raw.get_data_dtype()
+    if len(shape) < 3 or min(shape) < 1:
         raise UnreadableVolumeError(
-            path,
-            f"its header says shape {shape}, expected three or more sides and at most {MAX_VOXELS} voxels",
+            path, "wrong-dimensions", f"its header says shape {shape}, expected three or more sides"
         )
     if dtype.kind not in "biuf":
-        raise UnreadableVolumeError(path, f"its voxels are of type {dtype}, expected real numbers")
-    promised = start + voxels * dtype.itemsize
+        raise UnreadableVolumeError(
+            path, "unreadable", f"its voxels are of type {dtype}, expected real numbers"
+        )
+    voxels = math.prod(shape)
+    promised = raw.get_data_offset() + voxels * dtype.itemsize
+    is_zipped = isinstance(stream, gzip.GzipFile)
     if promised > stored_bytes * (_MAX_INFLATION if is_zipped else 1):
         raise UnreadableVolumeError(
-            path, f"its header promises {promised} bytes, the file of {stored_bytes} cannot hold them"
+            path,
+            "truncated",
+            f"its header promises {promised} bytes, the file of {stored_bytes} cannot hold them",
         )
-    stream.seek(start)
-    content = stream.read(voxels * dtype.itemsize)
-    if len(content) < voxels * dtype.itemsize:
-        raise UnreadableVolumeError(path, f"it ends after {start + len(content)} of {promised} bytes")
-    stream.read(1)  # drives gzip over the end of its stream, where it compares the checksum
-
+    if voxels > MAX_VOXELS or promised > _MAX_BYTES:
+        raise UnreadableVolumeError(
+            path,
+            "too-large",
+            f"it has {'x'.join(map(str, shape))} voxels of {dtype}, expected at most {MAX_VOXELS} voxels "
+            f"and {_MAX_BYTES >> 20} MiB",
+        )
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    data = np.frombuffer(content, dtype).reshape(shape, order="F")
-    data = data.astype(dtype.newbyteorder("="), copy=False)
-    data = apply_read_scaling(data, *header.get_slope_inter())
-    return Volume(data=data, affine=_affine(path, header))
+    header = Header(
+        shape=shape,
+        affine=np.asarray(raw.get_best_affine(), dtype=np.float64),
+        pixdim=pixdim,
+        qform=raw.get_qform() if raw["qform_code"] > 0 else None,
+        sform=raw.get_sform() if raw["sform_code"] > 0 else None,
+    )
+    return header, raw
 
 
-def _read_header(path: Path, start: bytes) -> Any:
+def _nifti_header(path: Path, start: bytes) -> tuple[Any, tuple[float, float, float]]:
+    """The header as nibabel reads it, what it can repair repaired, and the voxel size as it was written."""
     for size in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")):
-        if size in _NIFTI_HEADERS and len(start) >= size:
+        if size in _NIFTI_HEADERS and len(start) < size:
+            raise UnreadableVolumeError(
+                path, "truncated", f"it ends inside the header, after {len(start)} bytes"
+            )
+        if size in _NIFTI_HEADERS:
             header = _NIFTI_HEADERS[size](start[:size], check=False)
+            x, y, z = (float(side) for side in header["pixdim"][1:4])
             header.check_fix(logger=_SILENT, error_level=logging.ERROR)
             if header["magic"].item().startswith(b"n+"):  # header and voxels in one file
-                return header
-    raise UnreadableVolumeError(path, "it is no NIfTI file")
+                return header, (x, y, z)
+    raise UnreadableVolumeError(path, "not-nifti", "it is no NIfTI file")
 
 
-def _affine(path: Path, header: Any) -> NDArray[np.float64]:
-    affine: NDArray[np.float64] = np.asarray(header.get_best_affine(), dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
-        raise UnreadableVolumeError(
-            path, "its affine has no inverse, so its voxels have no place in the scanner"
-        )
-    return affine
+def _voxels(path: Path, stream: BinaryIO, raw: Any) -> NDArray[Any]:
+    """All voxels after the header, in the order of the file, scaled as the header says."""
+    dtype, start = raw.get_data_dtype(), raw.get_data_offset()
+    stream.seek(start)
+    voxels = np.empty(math.prod(raw.get_data_shape()), dtype)
+    content = memoryview(voxels.view(np.uint8).data)
+    done = 0
+    while done < len(content):
+        n_read = cast(io.RawIOBase, stream).readinto(content[done : done + _CHUNK])
+        if not n_read:
+            reason = f"it ends after {start + done} of {start + len(content)} bytes"
+            raise UnreadableVolumeError(path, "truncated", reason)
+        done += n_read
+    # On to the end of the stream, where gzip compares the checksum; but not for ever.
+    for _ in range(_MAX_BYTES // _CHUNK):
+        if not stream.read(_CHUNK):
+            break
+    voxels = voxels.astype(dtype.newbyteorder("="), copy=False)
+    scaled: NDArray[Any] = apply_read_scaling(voxels, *raw.get_slope_inter())
+    return scaled

@@ -99,6 +99,12 @@ class DataSummary(FrozenModel):
     """Cases left out, by the code of the problem."""
     volume_ml: dict[str, Volume]
     """By class."""
+    spacing_mm: dict[str, Figure]
+    """Mean voxel side by axis."""
+    shape: dict[str, Figure]
+    """Mean number of voxels by axis."""
+    intensity: dict[str, Figure]
+    """By modality, mean over the cases of the median of the voxels that are not zero."""
 
 
 class CrossCheckSummary(FrozenModel):
@@ -147,6 +153,10 @@ def summarise_data(
     reference: Sequence[bool],
     volumes_ml: Mapping[str, ArrayLike],
     left_out: Mapping[str, Sequence[str]],
+    *,
+    spacing_mm: Mapping[str, ArrayLike] | None = None,
+    shape: Mapping[str, ArrayLike] | None = None,
+    intensity: Mapping[str, ArrayLike] | None = None,
 ) -> DataSummary:
     """Summarise a site's data set.
 
@@ -155,6 +165,9 @@ def summarise_data(
         reference: for each, whether it is a reference case.
         volumes_ml: by class, `[n]` volumes in ml.
         left_out: by the code of the problem, the patient of each case that was left out for it.
+        spacing_mm: by axis, `[n]` voxel sides in mm.
+        shape: by axis, `[n]` numbers of voxels.
+        intensity: by modality, `[n]` medians of the voxels that are not zero.
 
     Raises:
         DataError: the lengths differ.
@@ -176,6 +189,9 @@ def summarise_data(
             for code, names in sorted(left_out.items())
         },
         volume_ml={name: _volume(name, values, owner) for name, values in volumes_ml.items()},
+        spacing_mm=_means(spacing_mm or {}, len(owner), behind_total),
+        shape=_means(shape or {}, len(owner), behind_total),
+        intensity=_means(intensity or {}, len(owner), behind_total),
     )
 
 
@@ -329,6 +345,17 @@ def _decisions(outcomes: Sequence[Outcome], owner: NDArray[np.str_]) -> Tally | 
         patients=tuple(_distinct(members) for members in groups.values()),
         total_patients=_distinct(owner),
     )
+
+
+def _means(numbers: Mapping[str, ArrayLike], n: int, patients: int) -> dict[str, Figure]:
+    """The mean over all cases of each kind of number."""
+    means = {}
+    for name, values in numbers.items():
+        known = np.asarray(values, dtype=np.float64)
+        _check_lengths(n, **{name: len(known)})
+        if n:
+            means[name] = Figure(value=float(known.mean()), patients=patients)
+    return means
 
 
 def _volume(name: str, values: ArrayLike, owner: NDArray[np.str_]) -> Volume:

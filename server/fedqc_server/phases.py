@@ -36,7 +36,6 @@ from fedqc.protocol import (
     TrainRequest,
     TrainSegmentationRequest,
     Weights,
-    task_digest,
 )
 from fedqc.reports.build import build_coordinator_report
 from fedqc.seeding import derive_seed
@@ -86,7 +85,7 @@ def run_federation(
     folder.start(
         federation=config.name,
         config=config.model_dump(mode="json") | {"task": task.name},  # its file may lie elsewhere one day
-        task=task_digest(task),
+        task=task.digest,
         versions=_versions(),
         seed=seed,
     )
@@ -330,7 +329,7 @@ def _misfit(reply: HandshakeReply, node: Node, run: Run) -> str | None:
         return "not-expected"
     if reply.protocol != PROTOCOL_VERSION:
         return "protocol-differs"
-    return "task-differs" if reply.task != task_digest(run.task) else None
+    return "task-differs" if reply.task != run.task.digest else None
 
 
 # ----------------------------------------------------------------------------------------------- models

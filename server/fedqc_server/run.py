@@ -7,7 +7,7 @@ from typing import Any
 from fedqc.config import FederationConfig
 from fedqc.errors import QuorumError
 from fedqc.methods.base import Method
-from fedqc.protocol import ErrorCode, task_digest
+from fedqc.protocol import ErrorCode
 from fedqc.segmentation import Segmentation
 from fedqc.task import Task
 from fedqc_server.exchange import Exchange
@@ -35,7 +35,7 @@ class Run:
         """The fields of every request."""
         return {
             "federation": self.config.name,
-            "task": task_digest(self.task),
+            "task": self.task.digest,
             "seed": self.seed,
             "min_count": self.config.privacy.min_count,
         }

@@ -104,7 +104,7 @@ def score_arms(out: Path, task: Task, *, compute: Compute, progress: Progress) -
     An arm without a model (no site kept anything) has no score.
     """
     cache = CaseCache(out / "truth" / "cache", task)
-    files = find_cases(out / "truth" / "test", task, "csv")
+    files = find_cases(out / "truth" / "test", task, "csv").cases
     scores: list[ArmScore] = []
     for arm in ARMS:
         stored = arm_folder(out, arm) / "models" / "segmentation"

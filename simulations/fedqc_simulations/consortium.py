@@ -112,7 +112,7 @@ def build_consortium(
     roles = _split(cases, names, seed, home)
     task_file = out / "task.toml"
     task_file.parent.mkdir(parents=True, exist_ok=True)
-    task_file.write_text(tomli_w.dumps(task.model_dump(mode="json")), encoding="utf-8")
+    task_file.write_text(tomli_w.dumps(task.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
     habit_of: dict[str, str] = {}
     if noise == "systematic":
         habit_of = habits(names, task.n_classes)
@@ -285,15 +285,15 @@ def _write_cases(folder: Path, task: Task, cases: Sequence[CaseFiles]) -> None:
     rows = []
     for case in cases:
         names = [f"images/{case.id}_{modality}.nii.gz" for modality in task.modalities]
-        if len(case.images) == len(names):
+        images = [path for path in case.images if path is not None]  # of a usable case, all
+        if len(images) == len(names):
             names = [
-                name.removesuffix(".nii.gz") + _suffix(path)
-                for name, path in zip(names, case.images, strict=True)
+                name.removesuffix(".nii.gz") + _suffix(path) for name, path in zip(names, images, strict=True)
             ]
-            for source, name in zip(case.images, names, strict=True):
+            for source, name in zip(images, names, strict=True):
                 shutil.copyfile(source, folder / name)
         else:  # one 4D file holds all modalities; the csv layout has a file for each
-            volume = read_volume(case.images[0])
+            volume = read_volume(images[0])
             for channel, name in enumerate(names):
                 write_volume(folder / name, volume.data[..., channel], volume.affine)
         shutil.copyfile(_label(case), folder / _label_name(case))

@@ -56,7 +56,7 @@ def judge_test_cases(
     """Every held-back case with every kind of error once, scored by the model; `truth/test_scores.csv`."""
     task = model.card.task
     cache = CaseCache(out / "truth" / "cache", task)
-    cases = [cache.get(files) for files in find_cases(out / "truth" / "test", task, "csv")]
+    cases = [cache.get(files) for files in find_cases(out / "truth" / "test", task, "csv").cases]
     pending: deque[DegradedCase] = deque()
 
     def samples() -> Iterator[Case]:

@@ -39,6 +39,7 @@ from fedqc.reports.page import (
     Tone,
     write_report,
 )
+from fedqc.reports.slices import CONTOURS, MARKED
 from fedqc.reports.words import (
     UNKNOWN,
     count,
@@ -54,7 +55,7 @@ from fedqc.reports.words import (
 from fedqc.task import load_task
 from fedqc_simulations.consortium import KnownLabel, read_candidates
 from fedqc_simulations.evaluation import Judged, read_judged
-from fedqc_simulations.slices import CONTOURS, ERROR, draw_slice
+from fedqc_simulations.slices import draw_slice
 
 WORST_OF_A_SITE = 3
 MOST_PICTURES = 18
@@ -530,7 +531,7 @@ def worst_cases_section(out: Path, scored: Sequence[Scored], tau: float) -> Sect
         return Section("worst", title, intro, (Note("No site has judged its annotations."),))
     task = load_task(str(out / "task.toml"))
     files = {
-        site: {case.id: case for case in find_cases(out / "sites" / site / "data", task, "csv")}
+        site: {case.id: case for case in find_cases(out / "sites" / site / "data", task, "csv").cases}
         for site in dict.fromkeys(one.site for one in scored)
     }
 
@@ -551,7 +552,7 @@ def worst_cases_section(out: Path, scored: Sequence[Scored], tau: float) -> Sect
             Swatch(f"label: {name}", *CONTOURS[index % len(CONTOURS)])
             for index, name in enumerate(task.classes)
         ),
-        Swatch("predicted error", ERROR, "fill"),
+        Swatch("predicted error", MARKED, "fill"),
     )
     mistakes = sorted(
         (one for one in scored if one.is_mistake(tau)),

@@ -14,8 +14,8 @@ import torch
 from fedqc_server.run_folder import Listener, RunFolder, check_new_folder
 from pydantic import Field
 
+from fedqc.cases.check import check_cases
 from fedqc.cases.layouts import find_cases
-from fedqc.cases.validation import validate
 from fedqc.compute import Compute, choose_compute
 from fedqc.config import ComputeConfig, FederationConfig, FrozenModel, parse
 from fedqc.curation.rules import ThresholdRule
@@ -253,18 +253,19 @@ def _build(settings: Settings, task: Task, run: Seed, observer: Observer) -> Non
             seed=run.seed,
             progress=observer.progress,
         )
-    cases = find_cases(data, task, layout)
-    checked = validate(
-        cases,
+    checked = check_cases(
+        find_cases(data, task, layout),
+        data,
         task,
         workers=settings.compute.workers,
         progress=lambda done, total: observer.progress("checking the cases", done, total),
     )
+    errors = [problem for problem in checked.problems if problem.is_error]
     for problem in checked.problems:
-        observer.say(f"left out: {problem}")
+        observer.say(f"{'left out' if problem.is_error else 'warning'}: {problem}")
     if not checked.usable:
         raise DataError(
-            f"{data}: none of {len(cases)} cases can be used; the first problem: {checked.problems[0]}"
+            f"{data}: none of {len(checked.cases)} cases can be used; the first problem: {errors[0]}"
         )
     build_consortium(
         checked.usable,
@@ -281,9 +282,7 @@ def _build(settings: Settings, task: Task, run: Seed, observer: Observer) -> Non
     with (out / "truth" / "left_out.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["case", "code", "file", "found", "expected", "fix"])
-        writer.writerows(
-            [one.case, one.code, one.file, one.found, one.expected, one.fix] for one in checked.problems
-        )
+        writer.writerows([one.case, one.code, one.file, one.found, one.expected, one.fix] for one in errors)
     write_federation(out, config)
 
 

@@ -191,7 +191,7 @@ def test_unchanged_files_are_hashed_once(
 ) -> None:
     files = make_case()
     assert files.label is not None
-    expected = (sha256_file(files.images[0]), sha256_file(files.label))
+    expected = tuple(sha256_file(path) for path in files.files)
     hashed: list[Path] = []
 
     def counted(path: Path) -> str:
@@ -201,7 +201,7 @@ def test_unchanged_files_are_hashed_once(
     monkeypatch.setattr(cache_module, "sha256_file", counted)
     assert CaseCache(folder, task).hashes(files) == expected
     assert CaseCache(folder, task).hashes(files) == expected
-    assert hashed == [files.images[0], files.label]
+    assert hashed == list(files.files)
     os.utime(files.label, ns=(0, 0))
     assert CaseCache(folder, task).hashes(files) == expected
     assert len(hashed) == 4
@@ -212,7 +212,7 @@ def test_unchanged_files_are_hashed_once(
 
 def test_missing_file_is_named(make_case: MakeCase, task: Task, folder: Path) -> None:
     files = make_case()
-    files.images[0].unlink()
+    files.files[0].unlink()
     with pytest.raises(DataError, match=r"case-1\.nii\.gz: cannot be read"):
         CaseCache(folder, task).get(files)
 
@@ -291,8 +291,7 @@ def start(files: CaseFiles, task: Task, folder: Path, what: str) -> subprocess.P
             "-c",
             SCRIPT,
             folder,
-            files.images[0],
-            str(files.label),
+            *files.files,
             task.model_dump_json(),
             what,
         ],
@@ -338,7 +337,7 @@ def test_kill_in_the_middle(make_case: MakeCase, task: Task, folder: Path, made:
 @pytest.mark.real_data
 def test_all_real_cases_are_prepared(real_data: Path, folder: Path) -> None:
     task = load_task("msd-hippocampus")
-    cases = find_cases(real_data / "Task04_Hippocampus", task)
+    cases = find_cases(real_data / "Task04_Hippocampus", task).cases
     prepared = CaseCache(folder, task).prepare(cases, workers=2)
     assert {case.image.shape for case in prepared} == {(1, 40, 56, 40)}
     assert all(set(np.unique(case.label)) == {0, 1, 2} for case in prepared)

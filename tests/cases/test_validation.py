@@ -8,16 +8,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedqc.cases.layouts import CaseFiles, find_cases
-from fedqc.cases.validation import inspect_image, read_case, validate, validate_case
+from fedqc.cases import validation
+from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.problems import Problem
+from fedqc.cases.validation import inspect_case, inspect_image, read_case
 from fedqc.errors import DataError
-from fedqc.task import Task, load_task
+from fedqc.task import Task
 
 MakeCase = Callable[..., CaseFiles]
 
 
+def problems_of(files: CaseFiles, task: Task) -> tuple[Problem, ...]:
+    return inspect_case(files, task).problems
+
+
 def codes(files: CaseFiles, task: Task) -> list[str]:
-    problems = validate_case(files, task)
+    problems = inspect_case(files, task).problems
     assert all(problem.case == files.id for problem in problems)
     assert all("\n" not in str(problem) for problem in problems)
     return [problem.code for problem in problems]
@@ -34,6 +40,12 @@ def shifted(millimetres: float) -> NDArray[np.float64]:
     affine = np.eye(4)
     affine[1, 3] = millimetres
     return affine
+
+
+def image_of(files: CaseFiles) -> Path:
+    (path,) = files.images
+    assert path is not None
+    return path
 
 
 def label_of(files: CaseFiles) -> Path:
@@ -55,20 +67,20 @@ def test_label_with_a_trailing_dimension_is_fine(make_case: MakeCase, task: Task
 
 def test_missing_files(make_case: MakeCase, task: Task, tmp_path: Path) -> None:
     files = replace(make_case(), images=(tmp_path / "no.nii.gz",), label=tmp_path / "no-label.nii.gz")
-    assert codes(files, task) == ["missing-file", "missing-file"]
-    assert str(validate_case(files, task)[0]) == (
-        f"case case-1, {tmp_path / 'no.nii.gz'}: found no such file, expected a .nii or .nii.gz file; "
-        "restore the file or correct its path in the list"
+    assert codes(files, task) == ["missing-modality", "missing-label"]
+    assert str(problems_of(files, task)[0]) == (
+        f"case case-1, {tmp_path / 'no.nii.gz'}: found no such file of T1, expected a .nii or .nii.gz file; "
+        "restore the file or correct its path in the list, or leave the case out"
     )
 
 
 def test_missing_modality(make_case: MakeCase, task: Task) -> None:
-    files = make_case()
+    first, second = make_case("first"), make_case("second")
     three = task.model_copy(update={"modalities": ("T1", "T2", "FLAIR")})
-    (problem,) = validate_case(replace(files, images=files.images * 2), three)
-    assert problem.code == "missing-file"
-    assert "found 2 images, expected one for each of T1, T2, FLAIR" in str(problem)
-    assert codes(replace(files, images=()), task) == ["missing-file"]
+    (problem,) = problems_of(replace(first, images=(*first.images, None, *second.images)), three)
+    assert problem.code == "missing-modality"
+    assert "found no file of T2, expected one for each modality" in str(problem)
+    assert codes(replace(first, images=()), task) == ["missing-modality"]
 
 
 def test_missing_label(make_case: MakeCase, task: Task) -> None:
@@ -77,11 +89,11 @@ def test_missing_label(make_case: MakeCase, task: Task) -> None:
 
 def test_unreadable_files(make_case: MakeCase, task: Task, capfd: pytest.CaptureFixture[str]) -> None:
     files = make_case()
-    files.images[0].write_text("this is no image")
+    image_of(files).write_text("this is no image")
     content = label_of(files).read_bytes()
     label_of(files).write_bytes(content[: len(content) // 2])
-    assert codes(files, task) == ["unreadable", "unreadable"]
-    first, second = validate_case(files, task)
+    assert codes(files, task) == ["not-nifti", "truncated"]
+    first, second = problems_of(files, task)
     assert "it is no NIfTI file" in first.found
     assert "its compressed data end too early" in second.found
     assert second.file == files.label
@@ -89,11 +101,11 @@ def test_unreadable_files(make_case: MakeCase, task: Task, capfd: pytest.Capture
 
 
 def test_folder_instead_of_a_file(make_case: MakeCase, task: Task, tmp_path: Path) -> None:
-    assert codes(replace(make_case(), images=(tmp_path,)), task) == ["missing-file"]
+    assert codes(replace(make_case(), images=(tmp_path,)), task) == ["missing-modality"]
 
 
 def test_wrong_dimensions(make_case: MakeCase, task: Task, image: Any, label: Any) -> None:
-    assert codes(make_case(image=image[0]), task) == ["unreadable"]  # two dimensions are no volume
+    assert codes(make_case(image=image[0]), task) == ["wrong-dimensions"]  # two dimensions are no volume
     assert codes(make_case(image=np.stack([image, image], axis=-1)), task) == ["wrong-dimensions"]
     assert codes(make_case(label=np.stack([label, label], axis=-1)), task) == ["wrong-dimensions"]
 
@@ -110,7 +122,7 @@ def test_all_modalities_in_one_file(make_case: MakeCase, task: Task, image: Any)
 
 def test_shape_mismatch(make_case: MakeCase, task: Task, label: Any) -> None:
     files = make_case(label=label[:, :-1])
-    (problem,) = validate_case(files, task)
+    (problem,) = problems_of(files, task)
     assert problem.code == "shape-mismatch"
     assert problem.file == files.label
     assert "found shape 16x17x20, expected 16x18x20 as in case-1.nii.gz" in str(problem)
@@ -138,19 +150,19 @@ def test_affines_agree_within_a_thousandth_of_a_millimetre(
 def test_differences_that_cancel_out_are_found(make_case: MakeCase, task: Task) -> None:
     affine = np.eye(4)
     affine[:2, 3] = (5, -5)
-    (problem,) = validate_case(make_case(label_affine=affine), task)
+    (problem,) = problems_of(make_case(label_affine=affine), task)
     assert "differs by up to 5 mm" in problem.found
 
 
 def test_orientation_mismatch(make_case: MakeCase, task: Task) -> None:
-    (problem,) = validate_case(make_case(label_affine=np.diag([-1.0, 1, 1, 1])), task)
+    (problem,) = problems_of(make_case(label_affine=np.diag([-1.0, 1, 1, 1])), task)
     assert problem.code == "orientation-mismatch"
     assert "found axes LAS, expected RAS" in str(problem)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_non_finite_voxels(make_case: MakeCase, task: Task, image: Any, label: Any, value: float) -> None:
-    (problem,) = validate_case(make_case(image=changed(image, value, 7)), task)
+    (problem,) = problems_of(make_case(image=changed(image, value, 7)), task)
     assert problem.code == "non-finite"
     assert "found 7 voxels" in str(problem)
     assert codes(make_case(label=changed(label, value)), task) == ["non-finite"]
@@ -163,18 +175,18 @@ def test_voxels_beyond_32_bits(make_case: MakeCase, task: Task, image: Any) -> N
 
 
 def test_empty_image_and_label(make_case: MakeCase, task: Task, image: Any, label: Any) -> None:
-    assert codes(make_case(image=0 * image, label=0 * label), task) == ["empty-image", "empty-label"]
+    assert codes(make_case(image=0 * image, label=0 * label), task) == ["constant-image", "empty-label"]
 
 
 def test_unknown_label_value(make_case: MakeCase, task: Task, label: Any) -> None:
-    (problem,) = validate_case(make_case(label=changed(label, 7, 3)), task)
+    (problem,) = problems_of(make_case(label=changed(label, 7, 3)), task)
     assert problem.code == "unknown-label-value"
     assert "found label value 7 in 3 voxels, expected one of 0, 1, 2, 5 as in task 'blobs'" in str(problem)
     assert codes(make_case(label=changed(label, -1)), task) == ["unknown-label-value"]
 
 
 def test_non_integral_label(make_case: MakeCase, task: Task, label: Any) -> None:
-    (problem,) = validate_case(make_case(label=changed(label, 0.5, 4)), task)
+    (problem,) = problems_of(make_case(label=changed(label, 0.5, 4)), task)
     assert problem.code == "non-integral-label"
     assert "found label value 0.5 in 4 voxels" in str(problem)
 
@@ -184,55 +196,28 @@ def test_all_problems_of_a_case_are_found(make_case: MakeCase, task: Task, image
     files = make_case(image=changed(image, np.nan), label=broken, label_affine=np.diag([1.0, -1, 1, 1]))
     assert codes(files, task) == [
         "non-finite",
+        "shape-mismatch",
+        "orientation-mismatch",
         "non-finite",
         "non-integral-label",
         "unknown-label-value",
-        "shape-mismatch",
-        "orientation-mismatch",
     ]
 
 
 def test_random_damage_never_raises(make_case: MakeCase, task: Task, image: Any) -> None:
     files = make_case()
-    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), files.images[0].with_suffix(""))  # not compressed
-    files = replace(files, images=(files.images[0].with_suffix(""),))
-    content = files.images[0].read_bytes()
+    nibabel.save(nibabel.Nifti1Image(image, np.eye(4)), image_of(files).with_suffix(""))  # not compressed
+    files = replace(files, images=(image_of(files).with_suffix(""),))
+    content = image_of(files).read_bytes()
     rng = np.random.default_rng(0)
     n_found = 0
     for _ in range(300):
         damaged = bytearray(content)
         for position in rng.integers(0, 352, size=rng.integers(1, 6)):
             damaged[position] = rng.integers(256)
-        files.images[0].write_bytes(damaged)
-        n_found += bool(validate_case(files, task))
+        image_of(files).write_bytes(damaged)
+        n_found += bool(inspect_case(files, task).problems)
     assert n_found > 50
-
-
-@pytest.mark.parametrize("workers", [1, 3])
-def test_bad_cases_do_not_stop_the_others(make_case: MakeCase, task: Task, label: Any, workers: int) -> None:
-    cases = [make_case(f"case-{number}") for number in range(4)]
-    cases.insert(1, make_case("bad", label=0 * label))
-    cases.append(replace(cases[0], label=None, id="worse"))
-    calls: list[tuple[int, int]] = []
-    result = validate(cases, task, workers=workers, progress=lambda *call: calls.append(call))
-    assert [case.id for case in result.usable] == ["case-0", "case-1", "case-2", "case-3"]
-    assert [(problem.case, problem.code) for problem in result.problems] == [
-        ("bad", "empty-label"),
-        ("worse", "missing-label"),
-    ]
-    assert calls == [(done, 6) for done in range(1, 7)]
-
-
-def test_no_case_with_a_duplicate_id_is_used(make_case: MakeCase, task: Task) -> None:
-    twin, single = make_case("twin"), make_case("single")
-    result = validate([twin, single, replace(twin, patient="other")], task)
-    assert result.usable == [single]
-    assert [problem.code for problem in result.problems] == ["duplicate-id", "duplicate-id"]
-    assert "found 2 cases with this id" in str(result.problems[0])
-
-
-def test_no_case_at_all(task: Task) -> None:
-    assert validate([], task).usable == []
 
 
 def test_read_case_gives_class_indices(make_case: MakeCase, task: Task, image: Any, label: Any) -> None:
@@ -247,7 +232,9 @@ def test_read_case_refuses_a_case_with_a_problem(make_case: MakeCase, task: Task
         read_case(make_case(label=0 * label), task)
 
 
-def test_an_image_needs_no_label(make_case: MakeCase, task: Task, image: Any, label: Any) -> None:
+def test_an_image_needs_no_label(
+    make_case: MakeCase, task: Task, image: Any, label: Any, tmp_path: Path
+) -> None:
     files = make_case()
     raw, problems = inspect_image(files, task)
     assert raw is not None
@@ -259,6 +246,9 @@ def test_an_image_needs_no_label(make_case: MakeCase, task: Task, image: Any, la
     assert raw is not None
     assert np.array_equal(raw.channels, [image])
     assert (raw.label, problems) == (None, [])
+    raw, problems = inspect_image(replace(files, label=tmp_path / "where-it-should-be.nii.gz"), task)
+    assert raw is not None
+    assert (raw.label, problems) == (None, [])
 
 
 def test_a_bad_label_does_not_cost_the_image(make_case: MakeCase, task: Task, image: Any, label: Any) -> None:
@@ -267,15 +257,20 @@ def test_a_bad_label_does_not_cost_the_image(make_case: MakeCase, task: Task, im
     assert raw is not None
     assert np.array_equal(raw.channels, [image])
     assert raw.label is None
-    assert [problem.code for problem in problems] == ["unknown-label-value", "affine-mismatch"]
+    assert [problem.code for problem in problems] == ["affine-mismatch", "unknown-label-value"]
     raw, problems = inspect_image(make_case(image=0 * image, label=0 * label), task)
     assert raw is None
-    assert [problem.code for problem in problems] == ["empty-image", "empty-label"]
+    assert [problem.code for problem in problems] == ["constant-image", "empty-label"]
 
 
-@pytest.mark.real_data
-def test_all_real_cases_are_valid(real_data: Path) -> None:
-    task = load_task("msd-hippocampus")
-    result = validate(find_cases(real_data / "Task04_Hippocampus", task), task, workers=2)
-    assert result.problems == []
-    assert len(result.usable) == 200
+def test_images_of_a_case_may_not_be_too_large_together(
+    make_case: MakeCase, task: Task, image: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = make_case()
+    other = make_case("case-2", image=image[::-1])
+    two = task.model_copy(update={"modalities": ("T1", "T2")})
+    both = replace(files, images=(*files.images, *other.images))
+    assert codes(both, two) == []
+    monkeypatch.setattr(validation, "MAX_VOXELS", 2 * image.size - 1)
+    assert codes(both, two) == ["too-large"]
+    assert "16x18x20 voxels in one of 2 images" in inspect_case(both, two).problems[0].found

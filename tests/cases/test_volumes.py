@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedqc.cases.volumes import label_to_classes, read_volume, sha256_file, write_volume
+from fedqc.cases import volumes
+from fedqc.cases.volumes import label_to_classes, pieces, read_volume, sha256_file, write_volume
 from fedqc.errors import DataError
 from fedqc.task import Task
 
@@ -71,14 +72,14 @@ def int16(*values: int) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (lambda _: b"", "it is no NIfTI file"),
+        (lambda _: b"", "it holds nothing"),
         (lambda _: b"hello, this is text\n" * 50, "it is no NIfTI file"),
-        (lambda data: data[:200], "it is no NIfTI file"),
+        (lambda data: data[:200], "it ends inside the header, after 200 bytes"),
         (lambda data: data[:-5], "cannot hold them"),
         (lambda data: patched(data, 344, b"ni1\x00"), "it is no NIfTI file"),
         (lambda data: patched(data, 40, int16(2, 12, 2)), "three or more sides"),
         (lambda data: patched(data, 40, int16(3, 0, 3, 4)), "three or more sides"),
-        (lambda data: patched(data, 40, int16(3, 30000, 30000, 30000)), "at most 2147483648 voxels"),
+        (lambda data: patched(data, 40, int16(3, 30000, 30000, 30000)), "promises 27000000000352 bytes"),
         (lambda data: patched(data, 40, int16(3, 1000, 1000, 1000)), "promises 1000000352 bytes"),
         (lambda data: patched(data, 40, int16(9, 2, 3, 4)), "header is damaged"),
         (lambda data: patched(data, 70, int16(999)), "header is damaged"),
@@ -180,6 +181,22 @@ def test_label_values_become_class_indices(task: Task, dtype: str) -> None:
 def test_label_values_outside_the_task(task: Task, value: float) -> None:
     with pytest.raises(DataError, match=r"expected one of \[0, 1, 2, 5\]"):
         label_to_classes(np.array([[[0.0, 1.0, value]]]), task)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "f4"])
+def test_pieces_keep_the_order_of_memory(
+    task: Task, monkeypatch: pytest.MonkeyPatch, order: Any, dtype: str
+) -> None:
+    monkeypatch.setattr(volumes, "_PIECE", 7)
+    values = np.random.default_rng(0).choice([0, 1, 2, 5], (3, 4, 5)).astype(dtype, order=order)
+    assert np.array_equal(np.concatenate([*pieces(values)]), values.ravel(order="K"))
+    assert all(np.shares_memory(piece, values) for piece in pieces(values))
+    classes = label_to_classes(values, task)
+    assert np.array_equal(classes, np.where(values == 5, 2, values))
+    values[2, 3, 4] = -1 if dtype != "u1" else 200
+    with pytest.raises(DataError, match=f"found label value {values[2, 3, 4]}"):
+        label_to_classes(values, task)
 
 
 def test_hash_of_a_file(tmp_path: Path) -> None:

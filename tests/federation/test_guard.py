@@ -78,6 +78,9 @@ def data_summary(patients: int, **changes: Any) -> DataSummary:
         "references": Figure(value=2, patients=2),
         "left_out": {"unreadable": Figure(value=2, patients=2)},
         "volume_ml": {"ball": Volume(mean=Figure(value=0.123456, patients=patients), sd=None)},
+        "spacing_mm": {"x": Figure(value=1.23456, patients=patients)},
+        "shape": {},
+        "intensity": {"t1": Figure(value=100.0, patients=1)},
     }
     return DataSummary(**values | changes)
 
@@ -177,6 +180,7 @@ def test_numbers_go_through_the_privacy_filters(site_file: Path) -> None:
         "references": 2,
         "left_out.unreadable": 2,
         "volume_ml.ball.mean": 0.123,
+        "spacing_mm.x": 1.23,
     }
 
 

@@ -20,7 +20,7 @@ from fedqc.curation.manifest import kept, read_manifest
 from fedqc.errors import DataError, ModelError
 from fedqc.methods.base import RoundPlan, RoundResult
 from fedqc.model import load_segmentation
-from fedqc.protocol import ErrorCode, ErrorReply, Provenance, TrainSegmentationRequest, task_digest
+from fedqc.protocol import ErrorCode, ErrorReply, Provenance, TrainSegmentationRequest
 from fedqc.protocol import EvaluateSegmentationRequest as EvaluateRequest
 from fedqc.segmentation import Segmentation
 from fedqc.statistics.site import SegmentationSummary
@@ -65,7 +65,7 @@ def request(site: Path, **changes: Any) -> TrainSegmentationRequest:
     config = CONFIG.model_copy(update=changes)
     return TrainSegmentationRequest(
         federation="test",
-        task=task_digest(task),
+        task=task.digest,
         seed=0,
         min_count=1,
         round=1,

@@ -1,18 +1,18 @@
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from fedqc_client import site_data
 from fedqc_client.site_data import CachedCases, load_site_data, split_references
 
+from fedqc.cases import check
 from fedqc.cases.layouts import CaseFiles
-from fedqc.cases.validation import Validation, validate
+from fedqc.cases.validation import Inspection, inspect_case
 from fedqc.cases.volumes import Case
 from fedqc.config import load_site
 from fedqc.errors import DataError
-from fedqc.task import load_task
+from fedqc.statistics.site import Figure
+from fedqc.task import Task, load_task
 
 
 def cases(*patients: str) -> list[CaseFiles]:
@@ -48,32 +48,34 @@ def test_cases_by_what_they_are_for(make_site: Callable[..., Path], task_file: P
     data = load_site_data(site, load_task(str(task_file)))
     assert [case.id for case in data.references] == ["ref-0", "ref-1"]
     assert [case.id for case in data.candidates] == ["bad-4", "good-3"]
-    assert [(p.case, p.code) for p in data.problems] == [("good-2", "unreadable")]
-    assert data.unknown_references == ("nobody",)
-    assert data.patients["good-2"] == "P2"
+    errors = [problem for problem in data.check.problems if problem.is_error]
+    assert [(problem.case, problem.code) for problem in errors] == [("good-2", "not-nifti")]
+    assert data.check.summary.left_out == {"not-nifti": Figure(value=1, patients=1)}
+    assert data.check.references == {"ref-0", "ref-1", "good-2", "nobody"}
 
 
 def test_files_are_checked_once_until_one_changes(
     make_site: Callable[..., Path], task_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def broken() -> set[str | None]:
+        problems = load_site_data(site, task).check.problems
+        return {problem.case for problem in problems if problem.is_error}
+
     site, task = load_site(make_site("a", references=2, good=1)), load_task(str(task_file))
     (site.data.path / "ref-0.nii.gz").write_bytes(b"broken")
-    calls: list[int] = []
+    read: list[str] = []
 
-    def counted(*args: Any, **options: Any) -> Validation:
-        calls.append(1)
-        return validate(*args, **options)
+    def counted(files: CaseFiles, task: Task) -> Inspection:
+        read.append(files.id)
+        return inspect_case(files, task)
 
-    monkeypatch.setattr(site_data, "validate", counted)
-    first = load_site_data(site, task)
-    assert load_site_data(site, task).problems == first.problems
-    assert len(calls) == 1
+    monkeypatch.setattr(check, "inspect_case", counted)
+    assert broken() == {"ref-0"}
+    assert sorted(read) == ["bad-3", "good-2", "ref-0", "ref-1"]
+    assert broken() == {"ref-0"}
     (site.data.path / "ref-1.nii.gz").write_bytes(b"broken too")
-    assert {p.case for p in load_site_data(site, task).problems} == {"ref-0", "ref-1"}
-    assert len(calls) == 2
-    (site.compute.cache / "validation.json").write_text("{")
-    assert {p.case for p in load_site_data(site, task).problems} == {"ref-0", "ref-1"}
-    assert len(calls) == 3
+    assert broken() == {"ref-0", "ref-1"}
+    assert read[4:] == ["ref-1"]
     other = task.model_copy(update={"classes": {"ball": (2,)}})
     with pytest.raises(DataError, match="none of 4 cases can be used"):
         load_site_data(site, other)

@@ -19,7 +19,7 @@ from fedqc_simulations.noise import LARGEST_DSC, Noise
 from numpy.typing import NDArray
 
 from fedqc.cases.layouts import CaseFiles, find_cases, read_ids
-from fedqc.cases.validation import validate
+from fedqc.cases.validation import inspect_case
 from fedqc.cases.volumes import read_volume
 from fedqc.config import ComputeConfig, load_site
 from fedqc.degradation.samples import LabelFactory, Recipe
@@ -64,7 +64,7 @@ def build(out: Path, task: Task) -> Build:
 
 def site_cases(out: Path, name: str, task: Task) -> tuple[list[CaseFiles], frozenset[str]]:
     data = out / "sites" / name / "data"
-    return find_cases(data, task, "csv"), read_ids(data / "reference.csv")
+    return list(find_cases(data, task, "csv").cases), read_ids(data / "reference.csv")
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -98,7 +98,7 @@ def test_patients_are_split_over_sites_and_roles_and_nobody_is_in_two(
     patient_of = {case.id: case.patient for case in cases}
     build(cases)
     places: dict[str, set[str]] = {}
-    test = [case.id for case in find_cases(out / "truth" / "test", task, "csv")]
+    test = [case.id for case in find_cases(out / "truth" / "test", task, "csv").cases]
     places["test"] = set(test)
     counts = []
     for name in NAMES:
@@ -127,7 +127,7 @@ def test_the_fewest_patients_still_fill_every_role(
         there, references = site_cases(out, name, task)
         assert len(references) >= 2
         assert len(there) > len(references)
-    assert len(find_cases(out / "truth" / "test", task, "csv")) >= 2
+    assert len(find_cases(out / "truth" / "test", task, "csv").cases) >= 2
 
 
 def test_too_few_patients(make_cases: MakeCases, build: Build, out: Path) -> None:
@@ -176,15 +176,14 @@ def test_a_site_has_copies_and_all_that_it_needs_to_run(
         assert load_task(site.task) == task
         assert site.results == out / "sites" / name
         assert site.data.path == out / "sites" / name / "data"
-        there = find_cases(site.data.path, task, site.data.layout)
-        assert validate(there, task).problems == []
+        there = find_cases(site.data.path, task, site.data.layout).cases
+        assert all(inspect_case(case, task).is_usable for case in there)
         assert not any(file.is_symlink() or file.stat().st_nlink > 1 for file in path.parent.rglob("*.nii*"))
         for case in there:
             original = cases[case.id]
-            assert case.images[0].read_bytes() == original.images[0].read_bytes()
-            assert case.label is not None
-            assert original.label is not None
-            is_same = case.label.read_bytes() == original.label.read_bytes()
+            (image, label), (original_image, original_label) = case.files, original.files
+            assert image.read_bytes() == original_image.read_bytes()
+            is_same = label.read_bytes() == original_label.read_bytes()
             assert is_same == (case.id not in spoiled)
         text = " ".join(
             file.read_text() for file in path.parent.rglob("*") if file.suffix in {".csv", ".toml"}
@@ -199,9 +198,10 @@ def test_a_4d_image_becomes_a_file_a_modality(
     both = task.model_copy(update={"modalities": ("T1", "T2")})
     cases = []
     for case in make_cases(4):
-        image = load(case.images[0])
+        single = case.files[0]
+        image = load(single)
         data = np.asanyarray(image.dataobj)
-        path = case.images[0].with_name(f"4d-{case.images[0].name}")
+        path = single.with_name(f"4d-{single.name}")
         nibabel.save(nibabel.Nifti1Image(np.stack([data, -data], axis=-1), image.affine), path)
         cases.append(CaseFiles(case.id, case.patient, (path,), case.label))
     build_consortium(
@@ -218,9 +218,9 @@ def test_a_4d_image_becomes_a_file_a_modality(
     there, _ = site_cases(out, "one", both)
     originals = {case.id: case for case in cases}
     for case in there:
-        stored = read_volume(originals[case.id].images[0])
+        stored = read_volume(originals[case.id].files[0])
         assert len(case.images) == 2
-        for channel, path in enumerate(case.images):
+        for channel, path in enumerate(case.files[:2]):
             volume = read_volume(path)
             np.testing.assert_array_equal(volume.data, stored.data[..., channel])
             np.testing.assert_allclose(volume.affine, stored.affine)

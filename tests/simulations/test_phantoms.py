@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from fedqc.cases.layouts import find_cases
 from fedqc.cases.preprocessing import preprocess
-from fedqc.cases.validation import validate
+from fedqc.cases.validation import inspect_case
 from fedqc.cases.volumes import read_volume
 from fedqc.seeding import generator
 from fedqc.task import load_task
@@ -265,16 +265,16 @@ def test_ids_name_the_site(written: Path) -> None:
     listed = json.loads((written / "dataset.json").read_text(encoding="utf-8"))
     assert listed["numTraining"] == 6
     assert list(listed["modality"].values()) == list(MODALITIES)
-    ids = [case.id for case in find_cases(written, TASK)]
+    ids = [case.id for case in find_cases(written, TASK).cases]
     assert ids == [f"site-{site}_{number:03d}" for site in (1, 2) for number in range(3)]
     assert [site_of(case) for case in ids] == ["site-1"] * 3 + ["site-2"] * 3
     assert site_of("north_east_1000") == "north_east"
 
 
 def test_every_phantom_can_be_used(written: Path) -> None:
-    cases = find_cases(written, TASK)
+    cases = find_cases(written, TASK).cases
     assert len(cases) == 6
-    assert validate(cases, TASK).problems == []
+    assert all(inspect_case(case, TASK).is_usable for case in cases)
     for files in cases:
         case = preprocess(files, TASK)
         assert case.image.shape == (4, 32, 40, 32)
@@ -313,6 +313,6 @@ def test_example_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     script.write_text(small, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(script))
-    assert [case.id for case in find_cases(tmp_path / "phantoms", TASK)] == [
+    assert [case.id for case in find_cases(tmp_path / "phantoms", TASK).cases] == [
         f"{site}_000" for site in ("east", "north", "south", "west")
     ]

@@ -88,7 +88,7 @@ def make_federation(tmp_path: Path, make_cases: Callable[..., list[CaseFiles]]) 
         for number, (site, file) in enumerate(sites.items()):
             table, reference = (tmp_path / "data" / f"{name}-{site}{end}.csv" for end in ("", "-reference"))
             mine = cases[number : number + 4]
-            rows = [f"{case.id},{case.images[0].name},{case.label.name}" for case in mine if case.label]
+            rows = [",".join([case.id, *(path.name for path in case.files)]) for case in mine]
             table.write_text("\n".join(["id,T1,label", *rows]) + "\n")
             reference.write_text("\n".join(["id", *(case.id for case in mine[:3])]) + "\n")
             file.parent.mkdir(parents=True)

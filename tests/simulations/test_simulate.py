@@ -52,8 +52,7 @@ def data(tmp_path: Path, make_cases: Callable[..., list[CaseFiles]]) -> Path:
         writer = csv.writer(file)
         writer.writerow(["id", "patient", "T1", "label"])
         for case in cases:
-            assert case.label is not None
-            writer.writerow([case.id, case.patient, case.images[0].name, case.label.name])
+            writer.writerow([case.id, case.patient, *(path.name for path in case.files)])
     return folder
 
 
@@ -65,7 +64,7 @@ def observer() -> Silent:
 @pytest.fixture
 def run(tmp_path: Path, task: Task, observer: Silent) -> Run:
     task_file = tmp_path / "blobs.toml"
-    task_file.write_text(tomli_w.dumps(task.model_dump(mode="json")))
+    task_file.write_text(tomli_w.dumps(task.model_dump(mode="json", exclude_none=True)))
 
     def run(
         data: Path | None, out: Path, *, sites: int = 2, seeds: tuple[int, ...] = (0,), **qc: Any
@@ -106,7 +105,7 @@ def test_a_whole_simulation_twice(run: Run, data: Path, tmp_path: Path, observer
     out = tmp_path / "first"
     assert [line for line in observer.lines if line.startswith("left out: case case-3")]
     with (out / "truth" / "left_out.csv").open(newline="") as file:
-        assert [(row["case"], row["code"]) for row in csv.DictReader(file)] == [("case-3", "unreadable")]
+        assert [(row["case"], row["code"]) for row in csv.DictReader(file)] == [("case-3", "not-nifti")]
     assert json.loads((out / "evaluation.json").read_text()) == first
     assert first["qc"]["by_kind"]["shift"]["in_training"] is False
     assert first["qc"]["unseen"]["n"] == first["qc"]["by_kind"]["shift"]["n"]
