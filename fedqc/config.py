@@ -16,14 +16,17 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from fedqc.errors import ConfigError
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]"
 _DURATION_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -52,6 +55,32 @@ def _site_name(name: str) -> str:
     return name
 
 
+def _federation_name(name: str) -> str:
+    """Refuse a name that cannot be part of a file's name."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name) is None:
+        msg = (
+            "a federation's name is up to 63 letters, digits, dots, hyphens and underscores, "
+            "the first a letter or digit"
+        )
+        raise ValueError(msg)
+    return name
+
+
+def _device(device: str) -> str:
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", device) is None:
+        msg = "a device is 'auto', 'cpu', 'cuda' or one GPU of several, such as 'cuda:1'"
+        raise ValueError(msg)
+    return device
+
+
+def _address(address: str) -> str:
+    match = re.fullmatch(rf"(?:{_HOST}):([0-9]{{1,5}})", address)
+    if match is None or not 1 <= int(match[1]) <= 65535:
+        msg = "an address is a host and a port from 1 to 65535, such as 'fl.example.org:443', and no more"
+        raise ValueError(msg)
+    return address
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -66,13 +95,15 @@ class DataConfig(FrozenModel):
     path: Path
     layout: str | None = None
     reference: Path | None = None
-    """A CSV with a column `id`: the cases whose label the site vouches for."""
+    """A table with a column `id`: the cases whose label the site vouches for."""
+    ratings: Path | None = None
+    """A table with the columns `id`, `rater`, `view` and `stars`: what people thought of labels."""
 
 
 class ComputeConfig(FrozenModel):
     """How a site computes."""
 
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = Field(default=2, ge=1)
     cache: Path = Path("cache")
@@ -86,6 +117,17 @@ class PolicyConfig(FrozenModel):
     """Whether the site takes part in segmentation training."""
 
 
+class CoordinatorConfig(FrozenModel):
+    """Where the coordinator is, and what the two know each other by."""
+
+    address: Annotated[str, AfterValidator(_address)] | None = None
+    """Host and port."""
+    ca: Path | None = None
+    """Certificate of the authority that vouches for the coordinator."""
+    key: Path | None = None
+    """The site's own private key."""
+
+
 class SiteConfig(FrozenModel):
     """`site.toml`: one hospital."""
 
@@ -95,6 +137,7 @@ class SiteConfig(FrozenModel):
     results: Path = Path("results")
     compute: ComputeConfig = ComputeConfig()
     policy: PolicyConfig = PolicyConfig()
+    coordinator: CoordinatorConfig = CoordinatorConfig()
 
 
 # ---------------------------------------------------------------------------------------- federation.toml
@@ -208,7 +251,7 @@ class PrivacyConfig(FrozenModel):
 class FederationConfig(FrozenModel):
     """`federation.toml`: one consortium and its run."""
 
-    name: str = Field(default="federation", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+    name: Annotated[str, AfterValidator(_federation_name)] = "federation"
     task: str
     sites: SitesConfig = SitesConfig()
     qc: QCConfig = QCConfig()
@@ -227,16 +270,14 @@ def load_site(path: Path) -> SiteConfig:
     """Read a `site.toml`; its relative paths become absolute, seen from the file's folder."""
     site = read_toml(path, SiteConfig)
     here = path.resolve().parent
-    data = site.data.model_copy(
-        update={
-            "path": _absolute(here, site.data.path),
-            "reference": _absolute(here, site.data.reference) if site.data.reference else None,
-        }
-    )
-    compute = site.compute.model_copy(update={"cache": _absolute(here, site.compute.cache)})
-    results = _absolute(here, site.results)
     return site.model_copy(
-        update={"task": _task(here, site.task), "data": data, "compute": compute, "results": results}
+        update={
+            "task": _task(here, site.task),
+            "data": _with_absolute(here, site.data, "path", "reference", "ratings"),
+            "results": _absolute(here, site.results),
+            "compute": _with_absolute(here, site.compute, "cache"),
+            "coordinator": _with_absolute(here, site.coordinator, "ca", "key"),
+        }
     )
 
 
@@ -244,14 +285,33 @@ def load_federation(path: Path) -> FederationConfig:
     """Read a `federation.toml`; its relative paths become absolute, seen from the file's folder."""
     federation = read_toml(path, FederationConfig)
     here = path.resolve().parent
-    initial = _absolute(here, federation.qc.initial) if federation.qc.initial else None
-    qc = federation.qc.model_copy(update={"initial": initial})
+    qc = _with_absolute(here, federation.qc, "initial")
     return federation.model_copy(update={"task": _task(here, federation.task), "qc": qc})
+
+
+def _with_absolute(here: Path, table: Model, *keys: str) -> Model:
+    """A table whose paths under `keys`, where given, are absolute."""
+    paths = {key: getattr(table, key) for key in keys}
+    return table.model_copy(update={key: _absolute(here, path) for key, path in paths.items() if path})
 
 
 def _absolute(here: Path, path: Path) -> Path:
     """`path` as seen from the folder `here`; `~` is the home of whoever runs this."""
-    return (here / path.expanduser()).resolve()
+    return (here / expand(path)).resolve()
+
+
+def expand(path: Path) -> Path:
+    """`path` with the home folder in place of `~`.
+
+    Raises:
+        ConfigError: there is no such user, or no file can have this name.
+    """
+    if "\0" in str(path):
+        raise ConfigError(f"{str(path)!r}: no file can have this name; correct it")
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{path}: there is no such user on this machine; write the whole path") from None
 
 
 def _task(here: Path, task: str) -> str:
@@ -291,10 +351,38 @@ def parse(values: dict[str, Any], model: type[Model], *, source: str) -> Model:
         raise ConfigError(f"{source}: " + "; ".join(sentences)) from None
 
 
+def parse_value(value: object, model: type[BaseModel], key: str) -> Any:
+    """Check the value of one key of `model`, such as `qc.rounds`; text becomes what the key holds.
+
+    Raises:
+        ConfigError: with the value and what is allowed.
+    """
+    try:
+        return TypeAdapter(field_of(model, key).rebuild_annotation()).validate_python(value)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        raise ConfigError(f"{_message(detail)} (found {detail['input']!r})") from None
+
+
+def field_of(model: type[BaseModel], key: str) -> FieldInfo:
+    """What `model` knows of a key such as `qc.rounds`."""
+    *tables, name = key.split(".")
+    for table in tables:
+        inner = model.model_fields[table].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            raise KeyError(key)
+        model = inner
+    return model.model_fields[name]
+
+
+def _message(detail: ErrorDetails) -> str:
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}"
+
+
 def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
     """One pydantic error as a sentence with the key, what was found and what is allowed."""
     key = ".".join(str(part) for part in detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
         known = _keys_at(model, detail["loc"][:-1])
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
@@ -305,11 +393,11 @@ def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
             return f"{key.rpartition('.')[0]}: too few values (found {detail['input']!r})"
         return f"key {key!r} is missing"
     if not key:
-        return message
+        return _message(detail)
     if detail["type"] in {"model_type", "dict_type"}:
         return f"{key}: must be a table, written [{key}] (found {detail['input']!r})"
     found = "" if isinstance(detail["input"], dict) else f" (found {detail['input']!r})"
-    return f"{key}: {message[0].lower()}{message[1:]}{found}"
+    return f"{key}: {_message(detail)}{found}"
 
 
 def _keys_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

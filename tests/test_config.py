@@ -3,7 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from fedqc.config import FederationConfig, SiteConfig, load_federation, load_site
+from fedqc.config import (
+    CoordinatorConfig,
+    FederationConfig,
+    SiteConfig,
+    field_of,
+    load_federation,
+    load_site,
+    parse_value,
+)
 from fedqc.errors import ConfigError
 
 SITE = 'name = "hospital-a"\ntask = "msd-hippocampus"\n[data]\npath = "scans"\n'
@@ -56,6 +64,87 @@ def test_paths_of_a_site_are_seen_from_its_file(site: Callable[[str], SiteConfig
     assert config.compute.cache == Path("/fast/cache")
     assert config.results == tmp_path / "results"
     assert config.task == "msd-hippocampus"
+
+
+def test_lists_and_credentials_are_seen_from_the_file(
+    site: Callable[[str], SiteConfig], tmp_path: Path
+) -> None:
+    config = site(
+        SITE + 'ratings = "../ratings.tsv"\n'
+        '[coordinator]\naddress = "fl.example.org:443"\nca = "ca.crt"\nkey = "/keys/hospital-a.key"\n'
+    )
+    assert config.data.ratings == tmp_path.parent / "ratings.tsv"
+    assert config.coordinator == CoordinatorConfig(
+        address="fl.example.org:443", ca=tmp_path / "ca.crt", key=Path("/keys/hospital-a.key")
+    )
+
+
+def test_lists_and_credentials_may_be_left_out(site: Callable[[str], SiteConfig]) -> None:
+    config = site(SITE + "[coordinator]\n")
+    assert (config.data.reference, config.data.ratings) == (None, None)
+    assert config.coordinator == site(SITE).coordinator == CoordinatorConfig()
+
+
+@pytest.mark.parametrize(
+    "address", ["fl.example.org:443", "127.0.0.1:1", "a:65535", "FL-1.example.org:9092", "[::1]:443"]
+)
+def test_addresses(site: Callable[[str], SiteConfig], address: str) -> None:
+    assert site(SITE + f'[coordinator]\naddress = "{address}"\n').coordinator.address == address
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "fl.example.org",
+        "fl.example.org:",
+        "fl.example.org:0",
+        "fl.example.org:65536",
+        "fl.example.org:99999999999999999999",
+        "fl.example.org:https",
+        "fl.example.org:-1",
+        "fl.example.org: 443",
+        "https://fl.example.org:443",
+        "fl.example.org:443/run",
+        ":443",
+        "-a.org:443",
+        "::1:443",
+        "two words:443",
+        "fl.example.org:\u0664\u0664\u0663",  # digits, but not those of a port
+        "",
+    ],
+)
+def test_what_is_no_address(site: Callable[[str], SiteConfig], address: str) -> None:
+    message = refusal(site, SITE + f'[coordinator]\naddress = "{address}"\n')
+    assert message == (
+        "coordinator.address: an address is a host and a port from 1 to 65535, such as "
+        f"'fl.example.org:443', and no more (found {address!r})"
+    )
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "CUDA", "cpu:0", ""])
+def test_what_is_no_device(site: Callable[[str], SiteConfig], device: str) -> None:
+    message = refusal(site, SITE + f'[compute]\ndevice = "{device}"\n')
+    assert message == (
+        "compute.device: a device is 'auto', 'cpu', 'cuda' or one GPU of several, such as 'cuda:1' "
+        f"(found {device!r})"
+    )
+
+
+@pytest.mark.parametrize("name", ["a b", "", "-a", "x" * 64, "a/b", "ä"])
+def test_names_of_federations_are_fit_for_files(
+    federation: Callable[[str], FederationConfig], name: str
+) -> None:
+    message = refusal(federation, FEDERATION + f'name = "{name}"\n')
+    assert message.startswith("name: a federation's name is up to 63 letters, digits, dots")
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [("~nobody-of-this-name/x", "there is no such user"), ("a\\u0000b", "no file can have this name")],
+)
+def test_paths_that_lead_nowhere(site: Callable[[str], SiteConfig], path: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        site(SITE.replace("scans", path))
 
 
 def test_home_folder_is_understood(
@@ -168,3 +257,24 @@ def test_value_out_of_range_says_what_is_allowed(federation: Callable[[str], Fed
 def test_all_shares_zero(federation: Callable[[str], FederationConfig]) -> None:
     message = refusal(federation, FEDERATION + "[qc.samples]\nseggen = 0\nannotator = 0\nuntouched = 0\n")
     assert message.startswith("qc.samples: all shares are 0")
+
+
+def test_values_of_single_keys() -> None:
+    assert parse_value("12", FederationConfig, "qc.rounds") == 12
+    assert parse_value("1.5h", FederationConfig, "sites.wait") == 5400
+    assert parse_value(["a", "b"], FederationConfig, "sites.expected") == ("a", "b")
+    assert parse_value("no", SiteConfig, "policy.segmentation") is False
+    with pytest.raises(ConfigError, match=r"^input should be greater than or equal to 1 \(found '0'\)$"):
+        parse_value("0", FederationConfig, "qc.rounds")
+    with pytest.raises(ConfigError, match=r"^a site's name is .* \(found 'B'\)$"):
+        parse_value(["a", "B"], FederationConfig, "sites.expected")
+    with pytest.raises(ConfigError, match=r"less than 1 \(found 1\.0\)"):
+        parse_value(1.0, FederationConfig, "qc.network.dropout")
+
+
+def test_keys_of_a_model() -> None:
+    assert field_of(FederationConfig, "qc.samples.seggen").default == 0.3
+    assert field_of(SiteConfig, "name").is_required()
+    for key in ("qc.colour", "name.first", "colour"):
+        with pytest.raises(KeyError):
+            field_of(FederationConfig, key)

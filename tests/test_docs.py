@@ -18,8 +18,9 @@ from fedqc_server.phases import PHASES
 from fedqc_simulations.arms import ARMS, ArmScore, arm_figures
 
 from fedqc import cli
-from fedqc.cases.layouts import CsvLayout, MsdLayout
-from fedqc.cases.validation import Code
+from fedqc.cases import problems
+from fedqc.cases.layouts import Layout, find_cases, load_layouts, read_ids
+from fedqc.cases.layouts.table import TableLayout
 from fedqc.config import FederationConfig, FrozenModel, QCConfig, SiteConfig, load_federation, parse
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
@@ -28,13 +29,16 @@ from fedqc.methods.base import get_method
 from fedqc.metrics.agreement import Agreement
 from fedqc.metrics.filtering import Filtering
 from fedqc.protocol import REPLIES, ErrorCode, HandshakeReply, ModelRequest, Request
+from fedqc.ratings import read_ratings
 from fedqc.reports.words import reason_in_words
 from fedqc.segmentation import Segmentation
-from fedqc.task import Task, load_task
+from fedqc.statistics.datasheet import AXES
+from fedqc.task import Task, built_in_tasks, load_task
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PROTOCOL = DOCS / "reference" / "protocol.md"
+LAYOUTS = DOCS / "reference" / "layouts.md"
 RUN_FOLDER = DOCS / "reference" / "run-folder.md"
 SERVER = ROOT / "server" / "fedqc_server"
 SIMULATIONS = ROOT / "simulations" / "fedqc_simulations"
@@ -166,29 +170,142 @@ def test_data_layouts_of_the_guide_are_read(tmp_path: Path) -> None:
     page = DOCS / "how-to" / "simulate.md"
     task = read_snippet(snippets(page, "toml")[0])
     assert isinstance(task, Task)
-    (table,), (listing,) = snippets(page, "csv"), snippets(page, "json")
+    (table,) = snippets(page, "csv")
     (tmp_path / "cases.csv").write_text(table)
-    (tmp_path / "dataset.json").write_text(listing)
-    from_table = CsvLayout().find(tmp_path, task)
+    from_table = TableLayout().find(tmp_path, task).cases
     assert [(case.id, case.patient) for case in from_table] == [
         ("p01-baseline", "p01"),
         ("p01-followup", "p01"),
         ("p02-baseline", "p02"),
     ]
-    assert all(len(case.images) == 2 for case in from_table)
-    assert [case.id for case in MsdLayout().find(tmp_path, task)] == ["case_001", "case_002"]
+    assert all(len(case.files) == 3 for case in from_table)
+
+
+def make_tree(root: Path, drawing: str) -> None:
+    """Empty files as drawn below the first line, which is the folder itself."""
+    folders = [root]
+    for line in drawing.splitlines()[1:]:
+        match = re.fullmatch(r"((?:│   |    )*)[├└]── (\S+)(?:  .*)?", line)
+        assert match, line
+        depth, name = len(match[1]) // 4, match[2]
+        path = folders[depth] / name.removesuffix("/")
+        if name.endswith("/"):
+            path.mkdir(parents=True)
+            folders[depth + 1 :] = [path]
+        else:
+            path.touch()
+
+
+@pytest.mark.parametrize(
+    ("title", "task", "expected"),
+    [
+        (
+            "csv: a table of paths",
+            "wmh",
+            [("p01-base", "p01", "Prisma"), ("p01-follow", "p01", "Skyra"), ("p02-base", "p02", "Prisma")],
+        ),
+        (
+            "brats",
+            "brats-glioma",
+            [
+                ("BraTS-GLI-00001-000", "BraTS-GLI-00001", None),
+                ("BraTS19_2013_10_1", "BraTS19_2013_10_1", None),
+            ],
+        ),
+        (
+            "bids",
+            "wmh",
+            [
+                ("sub-01_ses-01", "sub-01", "Siemens Prisma"),
+                ("sub-01_ses-02", "sub-01", None),
+                ("sub-02", "sub-02", None),
+            ],
+        ),
+        ("nnunet", "wmh", [("case_001", "case_001", None), ("case_002", "case_002", None)]),
+        ("msd", "wmh", [("lesions_001", "lesions_001", None), ("lesions_002", "lesions_002", None)]),
+    ],
+)
+def test_every_layout_is_shown_with_a_tree_that_is_read_so(
+    title: str, task: str, expected: list[tuple[str, str, str | None]], tmp_path: Path
+) -> None:
+    drawing, *written = (body for _, body in FENCE.findall(section(LAYOUTS, title)))
+    make_tree(tmp_path, drawing)
+    lists = [tmp_path / name for name in ("cases.csv", "dataset.json") if (tmp_path / name).exists()]
+    for path, text in zip(lists, written, strict=True):
+        path.write_text(text)
+    for participants in tmp_path.glob("participants.tsv"):
+        participants.write_text("participant_id\tage\n")
+    for sidecar in tmp_path.rglob("sub-*.json"):
+        sidecar.write_text('{"Manufacturer": "Siemens", "ManufacturersModelName": "Prisma"}')
+    listing = find_cases(tmp_path, load_task(task))
+    assert listing.layout == title.partition(":")[0]
+    assert [*listing.problems, *(problem for case in listing.cases for problem in case.problems)] == []
+    found = [(case.id, case.patient, case.groups.get("scanner")) for case in listing.cases]
+    assert found == expected
+    assert all(path.is_file() for case in listing.cases for path in case.files)
+    assert {len(case.images) for case in listing.cases} <= {1, len(load_task(task).modalities)}
+
+
+def test_lists_of_the_guide_are_read(tmp_path: Path) -> None:
+    references, ratings = snippets(DOCS / "how-to" / "join.md", "csv")
+    for name, text in (("verified.csv", references), ("ratings.csv", ratings)):
+        (tmp_path / name).write_text(text)
+    ids = read_ids(tmp_path / "verified.csv")
+    rated = read_ratings(tmp_path / "ratings.csv")
+    assert ids == {"BraTS-GLI-00001-000", "BraTS-GLI-00002-000"}
+    assert [(rating.rater, rating.stars) for rating in rated] == [("anna", 5), ("ben", 4.5), ("ben", 2)]
+
+
+def test_every_layout_is_documented() -> None:
+    table = rows(text_of(LAYOUTS).partition("For all of them")[0])
+    assert sorted(names(row[0])[0] for row in table) == sorted(load_layouts())
+
+
+def test_layout_of_the_guide_can_be_used(tmp_path: Path) -> None:
+    (code,) = snippets(LAYOUTS, "python")
+    content: dict[str, Any] = {}
+    exec(code, content)  # noqa: S102 - it is ours
+    own = content["VisitsLayout"]
+    assert issubclass(own, Layout)
+    folder = tmp_path / "data" / "p01" / "2024-05-01"
+    folder.mkdir(parents=True)
+    assert not own.detect(tmp_path / "data")
+    for name in ("t1", "flair", "lesion"):
+        (folder / f"{name}.nii.gz").touch()
+    assert own.detect(tmp_path / "data")
+    (case,) = own().find(tmp_path / "data", load_task("wmh")).cases
+    assert (case.id, case.patient, case.problems) == ("p01_2024-05-01", "p01", ())
+    assert case.files == tuple(folder / f"{name}.nii.gz" for name in ("t1", "flair", "lesion"))
+
+
+def test_every_built_in_task_is_documented() -> None:
+    table = rows(section(DOCS / "reference" / "configuration.md", "Built-in tasks"))
+    assert [names(row[0])[0] for row in table] == built_in_tasks()
+    for name, modalities, classes, spacing, size in table:
+        task = load_task(names(name)[0])
+        assert tuple(names(modalities)) == task.modalities
+        assert names(classes) == list(task.classes)
+        for label, values in task.classes.items():
+            assert f"`{label}` {' or '.join(map(str, values))}" in classes
+        assert tuple(map(float, spacing.split(" x "))) == task.spacing
+        assert tuple(map(int, size.split(" x "))) == task.size
 
 
 # ----------------------------------------------------------------------------------------------- commands
 
 
+def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
+    """The command that a line names, such as `init site`, and the words behind it."""
+    command = COMMANDS
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"there is no command {words[0]!r}"
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
 def parse_command(words: list[str]) -> None:
     """Parse a command line with the real parser; nothing is run."""
-    assert isinstance(COMMANDS, click.Group)
-    command: click.Command = COMMANDS
-    if words and not words[0].startswith("-"):
-        assert words[0] in COMMANDS.commands, f"there is no command {words[0]!r}"
-        command, words = COMMANDS.commands[words[0]], words[1:]
+    command, words = command_of(words)
     try:
         command.make_context(command.name, list(words))
     except (click.exceptions.Exit, typer.Exit):  # --help and --version
@@ -214,7 +331,7 @@ def test_commands_are_understood(page: Path, capsys: pytest.CaptureFixture[str])
         if words[:1] == ["make"]:
             assert words[1] in targets
         elif len(words) > 1 and not words[1].startswith("-"):  # in a sentence, options may be left out
-            options = {option for parameter in options_of(words[1]) for option in parameter.opts}
+            options = {option for parameter in options_of(words[1:]) for option in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= options
         elif words:
             parse_command(words[1:])
@@ -228,35 +345,37 @@ def test_a_wrong_command_would_be_found() -> None:
         parse_command(["segment", "--model", "m", "--data", "d"])
     with pytest.raises(AssertionError, match="no command"):
         parse_command(["simulation"])
+    with pytest.raises(AssertionError, match="no command"):
+        parse_command(["init", "hospital"])
 
 
-def options_of(command: str) -> list[click.Option]:
-    assert isinstance(COMMANDS, click.Group)
-    options = [one for one in COMMANDS.commands[command].params if isinstance(one, click.Option)]
+def options_of(words: list[str]) -> list[click.Option]:
+    options = [one for one in command_of(words)[0].params if isinstance(one, click.Option)]
     return [one for one in options if one.name != "help"]
 
 
-@pytest.mark.parametrize("command", ["simulate", "segment"])
+@pytest.mark.parametrize("command", ["check", "simulate", "segment", "init site", "init federation"])
 def test_every_option_is_documented_with_its_default(command: str) -> None:
     text = section(DOCS / "reference" / "command-line.md", f"fedqc {command}")
     documented = {names(row[0])[0]: row[1] for row in rows(text) if names(row[0])[0].startswith("-")}
-    assert set(documented) == {option.opts[0] for option in options_of(command)}
-    for option in options_of(command):
+    options = options_of(command.split())
+    assert set(documented) == {option.opts[0] for option in options}
+    for option in options:
         default = documented[option.opts[0]]
         if option.required:
             assert default == "required"
-        elif option.default is not None:
+        elif option.default is not None and not option.is_flag:
             assert default == f"`{option.default}`"
-    assert command != "simulate" or cli.DEFAULT_UNSEEN in names(documented["--unseen"])
+    assert command != "simulate" or cli.simulate.DEFAULT_UNSEEN in names(documented["--unseen"])
 
 
 def test_words_that_options_take_are_documented() -> None:
     table = rows(section(DOCS / "reference" / "command-line.md", "fedqc simulate"))
     meanings = {names(option)[0]: set(names(meaning)) for option, _, meaning in table}
-    assert set(cli.Noise) <= meanings["--noise"]
-    assert set(cli.Engine) <= meanings["--engine"]
+    assert set(cli.simulate.Noise) <= meanings["--noise"]
+    assert set(cli.simulate.Engine) <= meanings["--engine"]
     guide = section(DOCS / "how-to" / "simulate.md", "4. Change what is wrong with the labels")
-    assert first_names(guide) == list(cli.Noise)
+    assert first_names(guide) == list(cli.simulate.Noise)
 
 
 def test_every_command_is_documented() -> None:
@@ -337,7 +456,9 @@ def concrete_requests() -> list[type[Request]]:
 def test_every_statistic_is_documented() -> None:
     task = load_task("msd-hippocampus")
     spelled = {
-        "<code>": get_args(Code),
+        "<code>": get_args(problems.ErrorCode),
+        "<axis>": AXES,
+        "<modality>": task.modalities,
         "<class>": task.classes,
         "<region>": task.regions,
         "<outcome>": tuple(Outcome),
@@ -360,11 +481,19 @@ def test_every_statistic_is_documented() -> None:
     [
         ("handshake", list(HandshakeReply.model_fields)),
         ("Errors", [str(code) for code in ErrorCode]),
-        ("Problems of cases", list(get_args(Code))),
     ],
 )
 def test_every_word_of_the_protocol_is_documented(title: str, expected: list[str]) -> None:
     assert sorted(first_names(section(PROTOCOL, title))) == sorted(expected)
+
+
+def test_every_problem_is_documented() -> None:
+    documented = rows(text_of(DOCS / "reference" / "problems.md"))
+    assert {names(code)[0]: (severity, meaning) for code, severity, meaning, _ in documented} == {
+        code: (severity, problems.MEANINGS[code]) for code, severity in problems.CODES.items()
+    }
+    assert len(documented) == len(problems.CODES)
+    assert all(fix for *_, fix in documented)
 
 
 def test_every_phase_is_documented() -> None:

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "fedqc_client": {"fedqc", "fedqc_client"},
     "fedqc_simulations": {"fedqc", "fedqc_server", "fedqc_client", "fedqc_simulations"},
 }
-CLI = PACKAGES["fedqc"] / "cli.py"
+CLI = PACKAGES["fedqc"] / "cli"
 
 
 def run(*command: str, cwd: Path, **environment: str) -> str:
@@ -132,7 +132,7 @@ def test_packages_import_only_what_lies_below_them(package: str) -> None:
         for module, at_once in imports(path)
         if top(module) in PACKAGES.keys() - MAY_IMPORT[package]
         # A command starts its role: the one door, opened only when the command runs.
-        and not (path == CLI and not at_once)
+        and not (path.parent == CLI and not at_once)
     ]
     assert wrong == []
 
@@ -169,7 +169,9 @@ def test_the_import_reader_sees_every_form(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["simulate", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["simulate", "--help"], ["init", "site", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     heavy = ["torch", "flwr", "monai", "scipy", "sklearn", "nibabel", "matplotlib", "grpc"]
     code = (

@@ -49,7 +49,7 @@ def test_no_layout_fits(refused: Callable[..., str], tmp_path: Path) -> None:
 
 
 def test_unknown_layout(refused: Callable[..., str], data: Path) -> None:
-    assert "layout 'dicom' is not known; known layouts: csv, msd" in refused(
+    assert "layout 'dicom' is not known; known layouts: bids, brats, csv, " in refused(
         "--data", data, "--layout", "dicom"
     )
 

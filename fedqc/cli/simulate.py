@@ -1,4 +1,4 @@
-"""The command line: parses, calls one function, prints. Roles and everything heavy are imported when used."""
+"""`fedqc simulate`."""
 
 import sys
 import time
@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import click
 import typer
 
-from fedqc import __version__
-from fedqc.errors import FedQCError
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.console import Console
 
     from fedqc.config import FederationConfig
-    from fedqc.inference import Segmented
 
 DEFAULT_UNSEEN = "slices-left-out,another-patient,left-right-flip"
 SIMULATION_MIN_COUNT = 3
@@ -41,52 +35,6 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-app = typer.Typer(
-    name="fedqc",
-    help="Find the broken annotations of a consortium without a scan leaving its hospital.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def main() -> None:
-    """Run the command line; an error a user can meet is one sentence on stderr, never a traceback."""
-    try:
-        app()
-    except FedQCError as error:
-        _fail(str(error), error.exit_code)
-    except OSError as error:
-        _fail(
-            f"{error.filename or 'a file'}: {error.strerror or error}; check path, rights and space",
-            2,
-        )
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-
-
-def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {message}", err=True)
-    sys.exit(code)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"fedqc {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
 def simulate(
     federation: Annotated[
         Path | None, typer.Argument(help="A federation.toml; options given here beat it.", show_default=False)
@@ -96,7 +44,9 @@ def simulate(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the data set, only read; phantoms where left out.")
     ] = None,
-    layout: Annotated[str | None, typer.Option(help="csv, msd or nnunet; detected where left out.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="As the data are laid out; detected where left out.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="A built-in task, or the path of a task's .toml.")] = None,
     sites: Annotated[int | None, typer.Option(help="Number of hospitals.", show_default="4")] = None,
     noise: Annotated[Noise, typer.Option(help="Errors put into the labels.")] = Noise.MIXED,
@@ -227,94 +177,6 @@ def _resumable(folder: Path, work: Callable[[], dict[str, Any]]) -> dict[str, An
         raise
 
 
-@app.command()
-def segment(
-    *,
-    model: Annotated[Path, typer.Option(help="Folder of a trained segmentation model.")],
-    data: Annotated[Path, typer.Option(help="Folder of the images; it is only read. Labels are not needed.")],
-    out: Annotated[Path, typer.Option(help="Folder for the labels; must be new or empty.")],
-    layout: Annotated[
-        str | None, typer.Option(help="As the data are laid out; detected if left out.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores where left out.")] = None,
-) -> None:
-    """Segment every case of a folder at full size with a trained model."""
-    from rich.console import Console
-
-    from fedqc.config import ComputeConfig, parse
-    from fedqc.display import Display
-    from fedqc.errors import ConfigError, DataError
-
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    chosen = parse({"device": device, "precision": precision}, ComputeConfig, source="options")
-    if out.resolve().is_relative_to(data.resolve()):
-        raise ConfigError(
-            f"{out}: lies inside the data folder {data}, which is only read; name another folder"
-        )
-    with Display(console) as display:
-        display.say(f"segmenting the cases of {data}; results go to {out}")
-        import torch
-
-        from fedqc.cases.layouts import find_cases
-        from fedqc.compute import choose_compute
-        from fedqc.inference import segment_cases
-        from fedqc.model import load_segmentation
-
-        if threads is not None:
-            torch.set_num_threads(threads)
-        stored = load_segmentation(model)
-        cases = find_cases(data, stored.card.task, layout)
-        segmented, problems = segment_cases(
-            stored,
-            cases,
-            out,
-            choose_compute(chosen.device, chosen.precision),
-            lambda done, total: display.progress("segmenting", done, total),
-        )
-    names = {case.id for case in segmented}
-    for problem in problems:
-        what = "label not used" if problem.case in names else "left out"
-        console.print(f"{what}: {problem}", highlight=False, markup=False, soft_wrap=True)
-    if not segmented:
-        raise DataError(f"{data}: none of {len(cases)} cases can be used; the first problem: {problems[0]}")
-    _print_segmented(console, segmented)
-    console.print(
-        f"{len(segmented)} of {len(cases)} cases are segmented; see {out / 'segmentations.csv'}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _print_segmented(console: "Console", segmented: "Sequence[Segmented]") -> None:
-    """Mean volume of each class, and mean DSC of each region over the cases with a label."""
-    from statistics import fmean
-
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    volumes = Table(title="Volume", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("class", "n", "mean ml", "smallest", "largest"):
-        volumes.add_column(column, justify="left" if column == "class" else "right")
-    for name in segmented[0].volumes:
-        found = [case.volumes[name] for case in segmented]
-        figures = (fmean(found), min(found), max(found))
-        volumes.add_row(name, str(len(found)), *(f"{figure:.3f}" for figure in figures))
-    console.print(volumes)
-    scores = [case.score for case in segmented if case.score is not None]
-    if not scores:
-        return
-    overlaps = Table(title="Overlap with labels", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("region", "n", "mean DSC"):
-        overlaps.add_column(column, justify="left" if column == "region" else "right")
-    for name in scores[0].regions:
-        overlaps.add_row(name, str(len(scores)), _number(fmean(score.regions[name] for score in scores)))
-    overlaps.add_row("mean of each case", str(len(scores)), _number(fmean(score.dice for score in scores)))
-    console.print(overlaps)
-
-
 def _simulated_federation(
     path: Path | None,
     *,
@@ -370,15 +232,17 @@ def _print_figures(console: "Console", evaluation: dict[str, Any]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from fedqc.reports.words import number
+
     qc = Table(title="QC model on held-back cases", title_justify="left", box=SIMPLE_HEAD)
     for column in ("kinds of error", "n", "r (95 % interval)", "MAE", "error-map DSC"):
         qc.add_column(column, justify="left" if column == "kinds of error" else "right")
     for name, label in (("trained", "in training"), ("unseen", "never trained on"), ("all", "all")):
         one = evaluation["qc"][name]
-        interval = _number(one["r"])
+        interval = number(one["r"])
         if one["r_ci"] is not None:
-            interval += f" ({', '.join(_number(end) for end in one['r_ci'])})"
-        qc.add_row(label, str(one["n"]), interval, _number(one["mae"]), _number(one["dsc_err_median"]))
+            interval += f" ({', '.join(number(end) for end in one['r_ci'])})"
+        qc.add_row(label, str(one["n"]), interval, number(one["mae"]), number(one["dsc_err_median"]))
     console.print(qc)
     tau = evaluation["curation"]["all"]["tau"]
     title = f"Curation of the candidates (failure: true DSC under {tau:g})"
@@ -389,9 +253,7 @@ def _print_figures(console: "Console", evaluation: dict[str, Any]) -> None:
     for name, one in evaluation["curation"].items():
         counts = [str(one[key]) for key in ("n_candidates", "n_failures", "n_dropped")]
         keys = ("precision", "recall", "auroc", "mean_dsc_before", "mean_dsc_after")
-        curation.add_row(
-            "all sites" if name == "all" else name, *counts, *(_number(one[key]) for key in keys)
-        )
+        curation.add_row("all sites" if name == "all" else name, *counts, *(number(one[key]) for key in keys))
     console.print(curation)
     _print_arms(console, evaluation["segmentation"])
 
@@ -400,6 +262,8 @@ def _print_arms(console: "Console", segmentation: dict[str, Any]) -> None:
     """What the choice of training cases did to the segmentation model."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+
+    from fedqc.reports.words import number
 
     table = Table(title="Segmentation model on held-back cases", title_justify="left", box=SIMPLE_HEAD)
     for column in ("trained on", "cases", "mean DSC (95 % interval)"):
@@ -412,9 +276,9 @@ def _print_arms(console: "Console", segmentation: dict[str, Any]) -> None:
     }
     for arm, label in labels.items():
         one = segmentation[arm]
-        shown = _number(one["dice_mean"])
+        shown = number(one["dice_mean"])
         if one["dice_ci"] is not None:
-            shown += f" ({', '.join(_number(end) for end in one['dice_ci'])})"
+            shown += f" ({', '.join(number(end) for end in one['dice_ci'])})"
         table.add_row(label, str(one["n_train"]), shown)
     console.print(table)
     gap = segmentation["gap_closed"]
@@ -433,7 +297,3 @@ def _print_arms(console: "Console", segmentation: dict[str, Any]) -> None:
             "only good ones"
         )
     console.print(line, highlight=False, soft_wrap=True)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
