@@ -13,11 +13,12 @@ from typing import Any, ParamSpec
 from xml.etree import ElementTree
 
 import matplotlib.style
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7"
 DARK, GREY, PALE = "#333333", "#8a8a8a", "#d9d9d9"
@@ -29,6 +30,10 @@ MOST_NAMES = 40
 """Sites that one figure can name."""
 MOST_PANELS = 20
 """Sites that the small multiples can show."""
+MOST_MARKS = 200
+"""Cases that a row of a strip shows one by one; of more only the outer ones."""
+_MANY_FOLD = 30
+"""Numbers that differ by more than this factor are drawn on a logarithmic axis."""
 _NAME_LENGTH = 26
 
 _STYLE = {
@@ -386,6 +391,100 @@ def dot_panels(
     return figure
 
 
+# -------------------------------------------------------------------------------------- data of one site
+
+
+@_drawn
+def strips(panels: Sequence[tuple[str, Mapping[str, Sequence[float]]]]) -> Figure:
+    """How numbers are spread over cases: a mark a case, a box of the middle half, a line at the median.
+
+    Args:
+        panels: what the numbers are, and the numbers of each row; the same rows in every panel.
+    """
+    rows = list(panels[0][1])
+    height = min(0.5, 9 / len(rows))
+    figure = Figure(figsize=(WIDTH, 1.05 + height * max(1.5, len(rows))), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, spreads) in zip(grid, panels, strict=True):
+        for row, values in enumerate(spreads.values()):
+            _strip(axes, row, sorted(values))
+        axes.set(xlabel=title, ylim=(len(rows) - 0.5, -0.5))
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        _scale(axes, [value for values in spreads.values() for value in values])
+    _name_rows(grid[0], rows)
+    handles = [
+        Line2D([], [], color=BLUE, marker="o", linestyle="none", markersize=4.5, label="a case"),
+        Patch(facecolor=PALE, label="middle half of the cases"),
+        Line2D(
+            [], [], color=DARK, linestyle="none", marker="|", markersize=11, markeredgewidth=2, label="median"
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    return figure
+
+
+def _strip(axes: Axes, row: int, values: Sequence[float]) -> None:
+    """One row of `strips`; `values` in ascending order."""
+    if not values:
+        axes.text(0.01, row, "-", transform=axes.get_yaxis_transform(), va="center", color=DARK)
+        return
+    low, middle, high = (float(end) for end in np.percentile(values, (25, 50, 75)))
+    axes.plot([values[0], values[-1]], [row, row], color=PALE, linewidth=1.2, zorder=1)
+    axes.barh(row, high - low, left=low, height=0.62, color=PALE, zorder=1)
+    half = MOST_MARKS // 2
+    shown = [*values[:half], *values[-half:]] if len(values) > MOST_MARKS else values
+    # Steps of the golden ratio spread the marks evenly without drawing anything at random.
+    places = [row + 0.26 * (2 * (number * GOLDEN % 1) - 1) for number in range(len(shown))]
+    axes.scatter(shown, places, s=14, alpha=0.65, linewidths=0, color=BLUE, zorder=2)
+    axes.plot([middle, middle], [row - 0.36, row + 0.36], color=DARK, linewidth=2, zorder=3)
+
+
+@_drawn
+def intensity_bands(modalities: Mapping[str, Sequence[tuple[float, float, float]]]) -> Figure:
+    """Small multiples: the intensities of each case, the cases in the order of their median.
+
+    Args:
+        modalities: for each modality the lowest, the middle and the highest intensity of each case.
+    """
+    columns = min(4, max(2, len(modalities)))
+    rows = -(-len(modalities) // columns)
+    figure = Figure(figsize=(WIDTH, 0.75 + 1.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, (name, cases) in zip(grid.flat, modalities.items(), strict=False):
+        ordered = sorted(cases, key=lambda case: case[1])
+        edges = [position + 0.5 for position in range(len(ordered) + 1)]
+        for low, high, look in ((0, 2, {"color": PALE}), (1, 1, {"color": BLUE, "linewidth": 1.6})):
+            bottom, top = ([case[end] for case in ordered] for end in (low, high))
+            if low == high:
+                axes.stairs(top, edges, baseline=None, **look)
+            else:
+                axes.stairs(top, edges, baseline=bottom, fill=True, **look)
+        axes.set(xlim=(0.5, len(ordered) + 0.5))
+        axes.xaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
+        lowest = min((abs(case[1]) for case in cases if case[1]), default=1.0)
+        if max((case[1] for case in cases), default=0.0) > _MANY_FOLD * lowest:
+            axes.set_yscale("symlog", linthresh=10)  # of an image that was normalised, half is below 0
+            axes.yaxis.set_minor_locator(NullLocator())
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(_plain_number)
+        axes.grid(axis="y")
+        axes.set_title(_short(name))
+    for axes in list(grid.flat)[len(modalities) :]:
+        axes.set_visible(False)
+    for axes in grid.flat[: len(modalities)]:
+        axes.set_xlabel("cases")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("intensity")
+    handles = [
+        Line2D([], [], color=BLUE, linewidth=1.6, label="median of a case"),
+        Patch(facecolor=PALE, label="all but the lowest and highest 0.5 %"),
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=2)
+    return figure
+
+
 # ------------------------------------------------------------------------------------- course of the run
 
 
@@ -522,6 +621,27 @@ def _draw_dot(axes: Axes, row: int, dot: Dot) -> None:
         axes.annotate(
             dot.note, (1.015, row), xycoords=("axes fraction", "data"), va="center_baseline", fontsize=9
         )
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """An axis that holds all values; a logarithmic one where they differ by a large factor."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    if low > 0 and high > _MANY_FOLD * low:
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.2, high * 1.2)
+        steps = (1, 2, 5) if high < 100 * low else (1,)
+        axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=8))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        margin = 0.05 * (high - low) or 0.5 * abs(high) or 0.5
+        axes.set_xlim(low - margin, high + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(_plain_number)
+
+
+def _plain_number(value: float, _position: float) -> str:
+    """A tick as people write it, where matplotlib would write a formula."""
+    return f"{value:g}" if abs(value) < 1e4 else f"{value:,.0f}".replace(",", "\u202f")
 
 
 def _range(dots: Sequence[Dot], least: tuple[float, float] | None) -> tuple[float, float]:

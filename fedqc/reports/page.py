@@ -52,7 +52,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Picture:
-    """A small PNG with its caption. Only a simulation's report holds any."""
+    """A small PNG with its caption. Only a simulation's report and a hospital's own hold any."""
 
     png: bytes
     title: str

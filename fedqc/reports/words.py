@@ -51,6 +51,12 @@ def number(value: float | None, digits: int = 3) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def significant(value: float, digits: int = 3) -> str:
+    """A number of any size with so many significant digits, never as a power of ten where it is large."""
+    rounded = float(f"{value:.{digits}g}")
+    return count(int(rounded)) if abs(rounded) >= 10**digits else f"{rounded:.{digits}g}"
+
+
 def count(value: int | None) -> str:
     """A whole number with thousands apart; a dash where there is none."""
     return UNKNOWN if value is None else f"{value:,}".replace(",", "\u202f")

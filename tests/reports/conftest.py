@@ -61,7 +61,9 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
         "quality_histograms",
         "decision_bars",
         "dot_panels",
+        "intensity_bands",
         "loss_curves",
+        "strips",
         "time_bars",
     )
     for name in drawings:

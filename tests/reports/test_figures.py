@@ -28,6 +28,12 @@ DRAWINGS: dict[str, Callable[[], str]] = {
         [("r", [Dot("north", 0.9, 0.8, 0.95, small=(0.85,)), Dot("south", None, note="n = 3")], (0, 1))],
         [("site", figures.BLUE, "o")],
     ),
+    "strips": lambda: figures.strips(
+        [("ml", {"core": [0.5, 2.0, 40.0], "rim": []}), ("voxels", {"core": [16] * 3, "rim": [1]})]
+    ),
+    "bands": lambda: figures.intensity_bands(
+        {"T1": [(0.0, 40.0, 99.0), (-2.0, 0.01, 3.0), (9.0, 2e5, 3e5)], "T2": [(1.0, 2.0, 3.0)]}
+    ),
     "losses": lambda: figures.loss_curves(
         [Curve("QC", [1, 2], [0.9, None], {"north": [0.9, None]}, failed=[2])]
     ),
@@ -112,6 +118,19 @@ def test_names_are_no_markup_no_formula_and_not_too_long() -> None:
     assert "a<b & $x$" in texts
     (long,) = [text for text in texts if text and text.endswith("end")]
     assert len(long) == 26
+
+
+def test_of_many_cases_the_outer_ones_have_marks() -> None:
+    marks = figures.strips([("ml", {"core": list(range(1000))})]).count("<use")
+    few = figures.strips([("ml", {"core": list(range(100))})]).count("<use")
+    assert marks - few == figures.MOST_MARKS - 100
+
+
+def test_numbers_far_apart_are_written_out() -> None:
+    svg = figures.strips([("ml", {"core": [0.02, 30000.0]})])
+    texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
+    assert "10\u202f000" in texts
+    assert not any("$" in (text or "") or "e+" in (text or "") for text in texts)
 
 
 def test_forty_rows_still_fit_on_a_page() -> None:

@@ -14,6 +14,7 @@ from fedqc.reports.words import (
     plural,
     reason_in_words,
     rounds_in_words,
+    significant,
     with_interval,
 )
 
@@ -30,6 +31,11 @@ from fedqc.reports.words import (
         (percent(float("nan")), "-"),
         (count(12345), "12\u202f345"),
         (count(None), "-"),
+        (significant(0.012345), "0.0123"),
+        (significant(999.4), "999"),
+        (significant(999.9), "1\u202f000"),
+        (significant(-294321.0), "-294\u202f000"),
+        (significant(0.0), "0"),
         (with_interval(0.5, (0.4, 0.6)), "0.500 (0.400 to 0.600)"),
         (with_interval(0.5, None), "0.500"),
         (with_interval(None, None), "-"),

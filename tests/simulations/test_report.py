@@ -22,13 +22,14 @@ from fedqc_simulations.report import (
     write_pooled_report,
     write_simulation_report,
 )
-from fedqc_simulations.slices import Slice, draw_slice
+from fedqc_simulations.slices import draw_slice
 
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import write_volume
 from fedqc.curation.manifest import Entry, InputFile, Manifest, UsedModel, UsedRule, write_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.reports import figures
+from fedqc.reports.slices import Slice
 from fedqc.task import Task
 
 SITES = ("hospital-1", "hospital-2")
@@ -170,7 +171,7 @@ def simulation(tmp_path: Path, task: Task) -> Path:
     write_json(out / "evaluation.json", EVALUATION)
     write_json(out / "simulation.json", {"noise": "mixed"})
     write_json(out / "arms" / "oracle" / "run.json", {"seconds": {"train.segmentation": 30.0}})
-    (out / "task.toml").write_text(tomli_w.dumps(task.model_dump(mode="json")))
+    (out / "task.toml").write_text(tomli_w.dumps(task.model_dump(mode="json", exclude_none=True)))
     rng = np.random.default_rng(0)
     for site in SITES:
         folder = out / "sites" / site
