@@ -28,6 +28,7 @@ class Display:
         self._tasks: dict[str, TaskID] = {}
         self._last_line: dict[str, float] = {}
         self._begun: dict[str, tuple[float, int]] = {}
+        self._done: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -46,8 +47,9 @@ class Display:
             self._bars.update(self._tasks[what], completed=done, total=total, note=note)
             return
         now = time.monotonic()
-        if what not in self._begun or done < self._begun[what][1]:
+        if done < self._done.get(what, total + 1):  # the first time, or the same work once more
             self._begun[what] = (now, done)
+        self._done[what] = done
         if done == total or now - self._last_line.get(what, -PLAIN_INTERVAL) >= PLAIN_INTERVAL:
             self._last_line[what] = now
             parts = (f"{what}: {done} of {total}", note, self._time_left(what, done, total, now))
