@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 
 DEMO := runs/demo
 
-.PHONY: install demo lint test clean
+.PHONY: install demo lint test fuzz clean
 
 install: $(INSTALLED)
 
@@ -29,6 +29,16 @@ lint: install
 
 test: lint
 	$(BIN)/pytest -q
+
+# `fedqc check` on made-up folders, with a fuzzer that is guided by coverage: make fuzz SECONDS=3600
+SECONDS := 300
+
+fuzz: $(VENV)/fuzz
+	$(BIN)/python -m tests.fuzz.run --seconds $(SECONDS)
+
+$(VENV)/fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[dev,fuzz]'
+	touch $@
 
 # Everything that the targets above made, the environment too; runs and data are left alone.
 clean:
