@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,26 +36,24 @@ def check(
 
     from fedqc.config import load_site
     from fedqc.display import Display
-    from fedqc.errors import ConfigError
     from fedqc.task import load_task
 
     width = None if sys.stdout.isatty() else 100
     console = Console(width=width, stderr=as_json)
     config = load_site(site)
     task = load_task(config.task)
-    folder = config.data.path if config.data.path.is_dir() else config.data.path.parent
-    if html is not None and html.resolve().is_relative_to(folder):
-        raise ConfigError(
-            f"{html}: lies inside the data folder {folder}, which is only read; name another place"
-        )
+    folder = config.data.path.parent if config.data.path.is_file() else config.data.path
+    if html is not None:
+        _refuse_wrong_place(html, folder)
     with Display(console) as display:
         from fedqc.site_check import check_site
 
         memory: Path | None = config.compute.cache / "checks"
-        if config.compute.cache.is_relative_to(folder):
+        hindrance = _hindrance(config.compute.cache, folder)
+        if hindrance is not None:
             display.say(
-                f"the cache {config.compute.cache} lies inside the data folder, which is only read, so "
-                "nothing is remembered; name another folder under [compute] cache"
+                f"the cache {config.compute.cache} {hindrance}, so nothing is remembered; "
+                "name another folder under [compute] cache"
             )
             memory = None
         found = check_site(
@@ -84,6 +83,41 @@ def check(
         if html is not None:
             console.print(f"see {html}", highlight=False, soft_wrap=True)
     raise typer.Exit(found.exit_code)
+
+
+def _refuse_wrong_place(html: Path, data: Path) -> None:
+    """Nothing but an earlier report is written over, and nothing is written among the data.
+
+    Raises:
+        ConfigError: the report cannot stand there.
+    """
+    from fedqc.errors import ConfigError
+    from fedqc.reports.page import is_report
+
+    if html.resolve().is_relative_to(data):
+        raise ConfigError(
+            f"{html}: lies inside the data folder {data}, which is only read; name another place"
+        )
+    if html.is_dir():
+        raise ConfigError(f"{html}: is a folder; name a file, such as {html / 'check.html'}")
+    if not html.parent.is_dir():
+        raise ConfigError(f"{html.parent}: there is no such folder; make it first, or name another place")
+    if html.exists() and not is_report(html):
+        raise ConfigError(
+            f"{html}: is there already and is no report; nothing is written over, name a new file"
+        )
+
+
+def _hindrance(cache: Path, data: Path) -> str | None:
+    """Why checked cases cannot be remembered in the site's cache; None where they can."""
+    if cache.is_relative_to(data):
+        return "lies inside the data folder, which is only read"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return None
+    except OSError as error:
+        return f"cannot be written ({error.strerror or error})"
 
 
 def _print_check(console: "Console", found: "SiteCheck", min_count: int) -> None:

@@ -63,7 +63,7 @@ def build_check_report(
         check: what was found.
         site: the site's configuration.
         task: what the data show.
-        path: of the HTML file; its folder is made where it is missing.
+        path: of the HTML file.
         progress: called with (pictures done, all pictures) after each picture.
     """
     affected = draw_affected(check.problems, check.checked.cases, task, progress)
@@ -74,7 +74,6 @@ def build_check_report(
     if check.problems:
         sections.append(cases_section(check, site))
     sections += [datasheet_section(check, task), leaves_section(check, site)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_report(
         path,
         f"Data of {site.name}",

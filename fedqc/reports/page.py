@@ -143,8 +143,17 @@ def write_report(
         title=title, sections=sections, headline=headline, facts=facts
     )
     aside = path.with_name(f".{path.name}.new")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(path)
+    try:
+        aside.write_text(page, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a report that was written by `write_report`."""
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="fedqc">' in file.read(4096)
 
 
 def _prose(text: str) -> Markup:
