@@ -63,9 +63,10 @@ def build_check_report(
         check: what was found.
         site: the site's configuration.
         task: what the data show.
-        path: of the HTML file.
+        path: of the HTML file; its folder is made where it is missing.
         progress: called with (pictures done, all pictures) after each picture.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     affected = draw_affected(check.problems, check.checked.cases, task, progress)
     layout = f"layout {check.checked.layout}{' (detected)' if site.data.layout is None else ''}"
     sections = [found_section(check, site)]
