@@ -19,6 +19,7 @@ import typer
 from typer.testing import CliRunner
 
 from fedqc import cli, init
+from fedqc.commands import init as init_command
 from fedqc.config import (
     CoordinatorConfig,
     FederationConfig,
@@ -78,7 +79,7 @@ def fedqc(here: Path, monkeypatch: pytest.MonkeyPatch) -> Fedqc:
         typed = "".join(f"{answer}\n" for answer in answers or ())
         with monkeypatch.context() as terminal:
             if answers is not None:
-                terminal.setattr(cli.init, "_may_ask", lambda yes: not yes)
+                terminal.setattr(init_command, "_may_ask", lambda yes: not yes)
             done = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], input=typed)
         if isinstance(done.exception, FedQCError):
             return Said(done.exception.exit_code, done.stdout, str(done.exception))

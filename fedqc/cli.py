@@ -1,4 +1,9 @@
-"""`fedqc simulate`."""
+"""The command line: parses, calls one function, prints.
+
+Commands that need no role are in `fedqc.commands`; those that start one are here, the one door of the library to
+the roles, opened when such a command runs. Everything heavy is imported then, too, so that `fedqc --help` answers
+at once.
+"""
 
 import sys
 import time
@@ -9,6 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 import typer
+
+from fedqc import __version__
+from fedqc.commands import check, init, segment
+from fedqc.errors import FedQCError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +44,55 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
+app = typer.Typer(
+    name="fedqc",
+    help="Find the broken annotations of a consortium without a scan leaving its hospital.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; an error a user can meet is one sentence on stderr, never a traceback."""
+    try:
+        app()
+    except FedQCError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        _fail(
+            f"{error.filename or 'a file'}: {error.strerror or error}; check path, rights and space",
+            2,
+        )
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedqc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(check.check)
+
+
+@app.command()
 def simulate(
     federation: Annotated[
         Path | None, typer.Argument(help="A federation.toml; options given here beat it.", show_default=False)
@@ -297,3 +355,7 @@ def _print_arms(console: "Console", segmentation: dict[str, Any]) -> None:
             "only good ones"
         )
     console.print(line, highlight=False, soft_wrap=True)
+
+
+app.command()(segment.segment)
+app.add_typer(init.app, name="init")
