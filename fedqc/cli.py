@@ -1,8 +1,8 @@
 """The command line: parses, calls one function, prints.
 
-Commands that need no role are in `fedqc.commands`; those that start one are here, the one door of the library to
-the roles, opened when such a command runs. Everything heavy is imported then, too, so that `fedqc --help` answers
-at once.
+Commands that need no role are in `fedqc.commands`; those that start one are here, the one door of the
+library to the roles, opened when such a command runs. Everything heavy is imported then, too, so that
+`fedqc --help` answers at once.
 """
 
 import sys
