@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedqc.cases.check import duplicate_id
+from fedqc.cases.comparison import duplicate_id
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.preprocessing import label_to_native, preprocess_full
 from fedqc.cases.problems import Problem

@@ -125,9 +125,9 @@ def _unknown_references(strangers: frozenset[str], path: Path | None) -> Iterato
     for case in sorted(strangers):
         yield Problem(
             code="unknown-reference",
-            case=case,
+            case=None,
             file=path,
-            found="a reference that is no case of this site",
+            found=f"a reference {case!r} that is no case of this site",
             expected="the id of a case",
             fix="correct the id in the table of references",
         )

@@ -8,11 +8,10 @@ changed since it was made is made again.
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.memo import Memo, digest, state, writing
 from fedqc.cases.preprocessing import preprocess
 from fedqc.cases.volumes import Case, sha256_file
 from fedqc.errors import DataError
@@ -38,8 +38,7 @@ class CaseCache:
     def __init__(self, folder: Path, task: Task) -> None:
         self._folder = folder
         self._task = task
-        with self._writing():
-            (folder / "hashes").mkdir(parents=True, exist_ok=True)
+        self._hashes = Memo(folder / "hashes")
 
     def get(self, files: CaseFiles) -> Case:
         """The preprocessed case; its arrays are memory-mapped and read-only.
@@ -89,33 +88,28 @@ class CaseCache:
         """
         paths = files.files
         try:
-            states = [(str(path.resolve()), *_state(path)) for path in paths]
+            states = [state(path.resolve()) for path in paths]
         except OSError as error:
             raise DataError(
                 f"{error.filename}: cannot be read ({error.strerror}); restore the file"
             ) from None
-        memo = self._folder / "hashes" / f"{_digest(states)}.json"
-        with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged: hash again
-            remembered = json.loads(memo.read_text())
-            if isinstance(remembered, list) and len(remembered) == len(paths):
-                return tuple(str(known) for known in remembered)
+        remembered = self._hashes.get(states)
+        if isinstance(remembered, list) and len(remembered) == len(paths):
+            return tuple(str(known) for known in remembered)
         hashes = tuple(sha256_file(path) for path in paths)
-        with self._writing(), tempfile.TemporaryDirectory(prefix="tmp-", dir=self._folder) as aside:
-            written = Path(aside) / "memo.json"
-            written.write_text(json.dumps(hashes))
-            written.replace(memo)
+        self._hashes.put(states, hashes)
         return hashes
 
     def _key(self, hashes: tuple[str, ...]) -> str:
         task = self._task
         settings = [task.modalities, list(task.classes.items()), task.spacing, task.size]
-        return _digest([FORMAT, hashes, settings])
+        return digest([FORMAT, hashes, settings])
 
     def _open(self, entry: Path, files: CaseFiles) -> Case | None:
         """The case stored in `entry`, or None if there is no such entry or it was changed or damaged."""
         try:
             card = json.loads((entry / "case.json").read_text())
-            if [list(_state(entry / name)) for name in _ARRAYS] != card["states"]:
+            if [list(_size_and_time(entry / name)) for name in _ARRAYS] != card["states"]:
                 return None
             image, label = (np.load(entry / name, mmap_mode="r", allow_pickle=False) for name in _ARRAYS)
             x, y, z = card["native_shape"]
@@ -132,7 +126,7 @@ class CaseCache:
             return None
 
     def _store(self, entry: Path, case: Case, files: CaseFiles) -> None:
-        with self._writing(), tempfile.TemporaryDirectory(prefix="tmp-", dir=self._folder) as aside:
+        with writing(self._folder), tempfile.TemporaryDirectory(prefix="tmp-", dir=self._folder) as aside:
             new, old = Path(aside) / "new", Path(aside) / "old"
             new.mkdir()
             arrays: tuple[NDArray[Any], ...] = (case.image, case.label)
@@ -145,7 +139,7 @@ class CaseCache:
                 "affine": case.affine.tolist(),
                 "native_shape": case.native_shape,
                 "native_affine": case.native_affine.tolist(),
-                "states": [_state(new / name) for name in _ARRAYS],
+                "states": [_size_and_time(new / name) for name in _ARRAYS],
             }
             (new / "case.json").write_text(json.dumps(card))
             if self._open(entry, files) is None:  # else another process was faster
@@ -157,22 +151,7 @@ class CaseCache:
                     if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:  # else another process was faster
                         raise
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"{self._folder}: the cache cannot be written ({error.strerror or error}); "
-                "free space or name another folder"
-            ) from None
 
-
-def _state(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of last change in nanoseconds: what differs once a file was written again."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """What differs once an array was written again, wherever its entry was moved."""
+    return state(path)[1:]

@@ -1,29 +1,26 @@
 """All cases of a site: each inspected once, remembered until a file changes, and compared with the others."""
 
 import contextlib
-import hashlib
-import json
 import math
-import os
-import tempfile
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import fedqc
+from fedqc.cases.comparison import compare_cases
 from fedqc.cases.facts import CaseFacts
 from fedqc.cases.layouts import CaseFiles, Listing
-from fedqc.cases.problems import Code, Problem
+from fedqc.cases.memo import Memo, state
+from fedqc.cases.problems import Problem
 from fedqc.cases.validation import Inspection, inspect_case
 from fedqc.cases.volumes import MAX_VOXELS, read_header
 from fedqc.errors import DataError
 from fedqc.task import Task
 
-FORMAT = 1
+FORMAT = 2
 """Version of what is remembered; to be raised whenever an inspection finds something else."""
 _VOXELS_OF_A_WORKER = 2**26  # four modalities of 256 x 256 x 256
 
@@ -76,16 +73,12 @@ def check_cases(
             inspections.append(inspection)
             if progress is not None:
                 progress(done, len(listing.cases))
-    compared = [
-        _shared_ids(listing.cases),
-        _links(listing.cases, root),
-        _same_content(listing.cases, inspections, task),
-    ]
+    compared = compare_cases(listing.cases, [inspection.facts for inspection in inspections], root, task)
     problems = list(listing.problems)
     usable: list[CaseFiles] = []
     facts: dict[str, CaseFacts] = {}
-    for index, (case, inspection) in enumerate(zip(listing.cases, inspections, strict=True)):
-        found = [*inspection.problems, *(problem for group in compared for problem in group[index])]
+    for case, inspection, more in zip(listing.cases, inspections, compared, strict=True):
+        found = [*inspection.problems, *more]
         problems.extend(found)
         if inspection.facts is not None and not any(problem.is_error for problem in found):
             usable.append(case)
@@ -141,21 +134,19 @@ class _Room:
 
 
 class _Memory:
-    """Inspections in a folder, each in a file named by what it depends on."""
+    """Inspections of cases, each remembered until a file of the case changes."""
 
     def __init__(self, folder: Path, task: Task) -> None:
-        self._folder = folder
+        self._memo = Memo(folder)
         self._task = task.digest
-        with self._writing():
-            folder.mkdir(parents=True, exist_ok=True)
 
     def get(self, files: CaseFiles) -> Inspection | None:
         """What is remembered of a case whose files did not change since."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # not there yet, or damaged
-            stored = json.loads(self._path(files).read_text(encoding="utf-8"))
+        stored = self._memo.get(self._key(files))
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # nothing, or damaged
             facts = stored["facts"]
             return Inspection(
-                None if facts is None else CaseFacts.model_validate_json(json.dumps(facts)),
+                None if facts is None else CaseFacts.model_validate(facts),
                 tuple(Problem.from_json(values) for values in stored["problems"]),
             )
         return None
@@ -169,142 +160,17 @@ class _Memory:
             "facts": None if facts is None else facts.model_dump(mode="json"),
             "problems": [problem.as_json() for problem in inspection.problems],
         }
-        with self._writing(), tempfile.TemporaryDirectory(prefix="tmp-", dir=self._folder) as aside:
-            written = Path(aside) / "inspection.json"
-            written.write_text(json.dumps(content), encoding="utf-8")
-            written.replace(self._path(files))
+        self._memo.put(self._key(files), content)
 
-    def _path(self, files: CaseFiles) -> Path:
+    def _key(self, files: CaseFiles) -> list[object]:
         listed = [problem.as_json() for problem in files.problems]
-        content = [FORMAT, fedqc.__version__, self._task, files.id, listed, *map(_state, files.images)]
-        if files.label is not None:
-            content.append(_state(files.label))
-        return self._folder / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()}.json"
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"{self._folder}: cannot be written ({error.strerror or error}); "
-                "free space or name another folder under [compute] cache"
-            ) from None
+        states = [_state(path) for path in (*files.images, files.label)]
+        return [FORMAT, fedqc.__version__, self._task, files.id, listed, states]
 
 
-def _state(path: Path | None) -> list[str | int] | None:
-    """Path, size and time of last change: what differs once a file was written again."""
-    if path is None:
-        return None
+def _state(path: Path | None) -> tuple[str, int, int] | str | None:
+    """The state of a file, or the path of one that is not there."""
     try:
-        status = path.stat()
+        return None if path is None else state(path)
     except OSError:
-        return [str(path)]
-    return [str(path), status.st_size, status.st_mtime_ns]
-
-
-def _shared_ids(cases: Sequence[CaseFiles]) -> list[list[Problem]]:
-    """Ids that occur twice, or differ in upper and lower case only."""
-    times = Counter(case.id for case in cases)
-    alike: dict[str, set[str]] = {}
-    for case_id in times:
-        alike.setdefault(case_id.casefold(), set()).add(case_id)
-    return [
-        [
-            *([duplicate_id(case, times[case.id])] if times[case.id] > 1 else []),
-            *_clash(case, alike[case.id.casefold()] - {case.id}),
-        ]
-        for case in cases
-    ]
-
-
-def duplicate_id(case: CaseFiles, times: int) -> Problem:
-    """The problem of a case whose id occurs `times` times."""
-    return Problem(
-        code="duplicate-id",
-        case=case.id,
-        file=next(iter(case.files), None),
-        found=f"{times} cases with this id",
-        expected="one",
-        fix="give each case an id of its own",
-    )
-
-
-def _clash(case: CaseFiles, others: set[str]) -> Iterator[Problem]:
-    if others:
-        yield Problem(
-            code="name-clash",
-            case=case.id,
-            file=next(iter(case.files), None),
-            found=f"ids that differ from {', '.join(sorted(others))} in upper and lower case only",
-            expected="ids that differ in more",
-            fix="rename one of them: on some file systems their results are one file",
-        )
-
-
-def _links(cases: Sequence[CaseFiles], root: Path) -> list[list[Problem]]:
-    """Files that lie elsewhere than they are listed. Archives work like this, so it is only said."""
-    home = os.path.realpath(root if root.is_dir() else root.parent)
-    return [
-        [
-            Problem(
-                code="link-outside",
-                case=case.id,
-                file=path,
-                found=f"a link to {os.path.realpath(path)}",
-                expected=f"a file inside {home}",
-                fix="nothing, if the place it leads to is kept as safe as the folder; else copy the file",
-            )
-            for path in case.files
-            if not any(problem.code == "path-outside" for problem in case.problems)
-            and not Path(os.path.realpath(path)).is_relative_to(home)
-        ]
-        for case in cases
-    ]
-
-
-def _same_content(
-    cases: Sequence[CaseFiles], inspections: Sequence[Inspection], task: Task
-) -> list[list[Problem]]:
-    """Images or labels with the same voxels as others, whatever their files are called."""
-    images: dict[str, list[tuple[int, int]]] = {}
-    labels: dict[str, list[int]] = {}
-    for index, inspection in enumerate(inspections):
-        if inspection.facts is None:
-            continue
-        for channel, image in enumerate(inspection.facts.images):
-            images.setdefault(image.sha256, []).append((index, channel))
-        if inspection.facts.label_values:
-            labels.setdefault(inspection.facts.label_sha256, []).append(index)
-    problems: list[list[Problem]] = [[] for _ in cases]
-    for places in images.values():
-        names = [f"{task.modalities[channel]} of {cases[index].id}" for index, channel in places]
-        for number, (index, channel) in enumerate(places if len(places) > 1 else ()):
-            files = cases[index].images
-            file = files[channel] if len(files) == len(task.modalities) else files[0]
-            what = f"{task.modalities[channel]} with the same voxels as {_others(names, number)}"
-            problems[index].append(_duplicate("duplicate-image", cases[index], file, what))
-    for members in labels.values():
-        names = [cases[index].id for index in members]
-        for number, index in enumerate(members if len(members) > 1 else ()):
-            what = f"a label with the same voxels as that of {_others(names, number)}"
-            problems[index].append(_duplicate("duplicate-label", cases[index], cases[index].label, what))
-    return problems
-
-
-def _duplicate(code: Code, case: CaseFiles, file: Path | None, found: str) -> Problem:
-    return Problem(
-        code=code,
-        case=case.id,
-        file=file,
-        found=found,
-        expected="a file of its own",
-        fix="find out which case the file belongs to, and leave the others out",
-    )
-
-
-def _others(names: Sequence[str], own: int) -> str:
-    """The first few names but for its own, and how many more there are."""
-    first = [name for number, name in enumerate(names[:4]) if number != own][:3]
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(first) + more
+        return str(path)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.orientations import io_orientation
@@ -20,6 +21,8 @@ MAX_SHARE_OUTSIDE = 0.01
 """Of a label, in voxels where every modality is zero."""
 MAX_SHARE_CLIPPED = 0.01
 """Of the voxels that are not zero, at the highest value."""
+MAX_SHARE_MARKED = 0.8
+"""Of the voxels where a modality is not zero."""
 NORMALISED_TOLERANCE = 0.05
 """Of mean 0 and standard deviation 1."""
 _EVERY_TOUCHING_VOXEL = np.ones((3, 3, 3), dtype=bool)
@@ -30,6 +33,17 @@ def are_exchanged(values: LabelValues, channels: Sequence[NDArray[np.float32]], 
     if values.n_known > 0.99 * values.n_voxels or not values.has_many:
         return False
     return any(holds_only(channel, task.label_values) for channel in channels)
+
+
+def is_copy(values: NDArray[Any], counted: LabelValues, channels: Sequence[NDArray[np.float32]]) -> bool:
+    """Whether what should be a label [X, Y, Z] is one of the images again."""
+    if not counted.has_many:
+        return False
+    return any(
+        channel.shape == values.shape
+        and all(map(np.array_equal, pieces(channel), pieces(values.astype(np.float32, copy=False))))
+        for channel in channels
+    )
 
 
 def image_problems(case: str, path: Path, name: str, intensities: Intensities) -> Iterator[Problem]:
@@ -74,11 +88,13 @@ def label_problems(
     if box is None:
         return
     is_marked = classes[box] > 0
-    is_outside = is_marked.copy(order="K")
-    for channel in channels:
-        is_outside &= channel[box] == 0
     n_marked = int(np.count_nonzero(is_marked))
-    share = np.count_nonzero(is_outside) / n_marked
+    is_inside = channels[0] != 0
+    for channel in channels[1:]:
+        is_inside |= channel != 0
+    n_inside = int(np.count_nonzero(is_inside))
+    n_outside = int(np.count_nonzero(is_marked & ~is_inside[box]))
+    share = n_outside / n_marked
     if share > MAX_SHARE_OUTSIDE:
         yield problem(
             code="label-outside-image",
@@ -86,7 +102,15 @@ def label_problems(
             expected=f"at most {MAX_SHARE_OUTSIDE:.0%}",
             fix="look whether image and label belong together and lie in the same place",
         )
-    n_seen = int(np.count_nonzero(classes[_window(channels, affine, task)]))
+    filled = (n_marked - n_outside) / max(n_inside, 1)
+    if filled > MAX_SHARE_MARKED:
+        yield problem(
+            code="label-fills-image",
+            found=f"{filled:.0%} of the image's voxels that are not zero marked",
+            expected=f"at most {MAX_SHARE_MARKED:.0%}",
+            fix="look whether background and structure are exchanged, or everything was marked by mistake",
+        )
+    n_seen = int(np.count_nonzero(classes[_window(is_inside, affine, task)]))
     if n_seen < n_marked:
         size, spacing = ("x".join(f"{side:g}" for side in sides) for sides in (task.size, task.spacing))
         yield problem(
@@ -129,12 +153,15 @@ def _part_sizes(is_marked: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _window(
-    channels: Sequence[NDArray[np.float32]], affine: NDArray[np.float64], task: Task
+    is_inside: NDArray[np.bool_], affine: NDArray[np.float64], task: Task
 ) -> tuple[slice, slice, slice]:
-    """The part of the files' grid that preprocessing leaves, to a voxel more or less."""
-    is_inside = channels[0] != 0
-    for channel in channels[1:]:
-        is_inside |= channel != 0
+    """The part of the files' grid that preprocessing leaves, to a voxel more or less.
+
+    Args:
+        is_inside: [X, Y, Z], where a modality is not zero.
+        affine: of the grid.
+        task: with size and spacing.
+    """
     box = bounding_box(is_inside) or tuple(slice(0, side) for side in is_inside.shape)
     canonical = io_orientation(affine)[:, 0].astype(int)
     sides = []

@@ -202,14 +202,13 @@ def _read(files: CaseFiles, task: Task, *, needs_label: bool) -> _Contents:
         contents.image_problems.extend(_grid_problems(files.id, file, contents.files[0]))
     if contents.label is not None and reference is not None:
         contents.label_problems.extend(_grid_problems(files.id, contents.label, reference))
-    if contents.label is not None and plausibility.are_exchanged(
-        contents.label.counted, contents.channels, task
-    ):
+    label = contents.label
+    if label is not None and plausibility.are_exchanged(label.counted, contents.channels, task):
         contents.label_problems.append(
             Problem(
                 code="exchanged-files",
                 case=files.id,
-                file=contents.label.path,
+                file=label.path,
                 found="intensities, and label values in the image's file",
                 expected="a label",
                 fix="exchange the two files",
@@ -220,9 +219,19 @@ def _read(files: CaseFiles, task: Task, *, needs_label: bool) -> _Contents:
     for (path, name), measured in zip(names, contents.measured, strict=True):
         contents.image_problems.extend(_image_problems(files.id, path, name, measured))
         contents.image_warnings.extend(plausibility.image_problems(files.id, path, name, measured))
-    if contents.label is not None:
-        path, counted = contents.label.path, contents.label.counted
-        contents.label_problems.extend(_label_problems(files.id, path, counted, task))
+    if label is not None and plausibility.is_copy(label.values, label.counted, contents.channels):
+        contents.label_problems.append(
+            Problem(
+                code="image-as-label",
+                case=files.id,
+                file=label.path,
+                found="the voxels of an image of this case",
+                expected="a label",
+                fix="put the label in its place, or leave the case out",
+            )
+        )
+    elif label is not None:
+        contents.label_problems.extend(_label_problems(files.id, label.path, label.counted, task))
     return contents
 
 
@@ -351,6 +360,13 @@ def _header_problems(case: str, path: Path, header: Header, task: Task) -> Itera
             found=f"voxels of {_numbers(spacing)} mm",
             expected=f"sides of {smallest:g} to {largest:g} mm as in task {task.name!r}",
             fix="look whether the header's unit is mm, or widen spacing_range in a task of your own",
+        )
+    if header.unit is not None:
+        yield problem(
+            code="unit-not-mm",
+            found=f"a header in {header.unit}s, with voxels of {_numbers(header.pixdim)}",
+            expected="a header in mm",
+            fix="set the header's unit to mm if the sides are in mm, as fedqc takes them; else mend these",
         )
     if header.qform is not None and header.sform is not None:
         corners = np.array(np.meshgrid(*([0, side - 1] for side in header.shape[:3]))).reshape(3, -1)

@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import math
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
 from fedqc.errors import DataError
+from fedqc.files import replacing
 from fedqc.task import Task
 
 MAX_VOXELS = 2**27
@@ -31,6 +31,7 @@ _NIFTI_HEADERS: dict[int, Any] = {
     348: nibabel.Nifti1Header,
     540: nibabel.Nifti2Header,
 }  # by header size in bytes
+_OTHER_UNITS = {1: "metre", 3: "micron"}  # NIFTI_UNITS_METER and NIFTI_UNITS_MICRON of nifti1.h
 _DAMAGED = (gzip.BadGzipFile, cast(type[Exception], igzip_lib.IsalError))  # while a file is inflated
 _UNKNOWN = 255  # no class index: a task has at most 254 classes
 
@@ -82,6 +83,8 @@ class Header:
     """Voxel size in mm as written, which may be anything."""
     qform: NDArray[np.float64] | None
     sform: NDArray[np.float64] | None
+    unit: str | None
+    """Of lengths, where the header says another one than mm; fedqc takes them as mm all the same."""
 
 
 UnreadableCode = Literal[
@@ -173,17 +176,14 @@ def write_volume(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) ->
     stored = data.astype(np.uint8) if data.dtype == np.bool_ else data
     image = nibabel.Nifti1Image(stored, affine)
     image.header.set_xyzt_units("mm")
-    aside = path.with_name(f".{uuid.uuid4().hex}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        nibabel.save(image, aside)
-        aside.replace(path)
+        with replacing(path) as aside:
+            nibabel.save(image, aside)
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror or error}); free space or allow it"
         ) from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def label_to_classes(values: NDArray[Any], task: Task) -> NDArray[np.uint8]:
@@ -303,6 +303,7 @@ def _header(path: Path, stream: BinaryIO) -> tuple[Header, Any]:
         pixdim=pixdim,
         qform=raw.get_qform() if raw["qform_code"] > 0 else None,
         sform=raw.get_sform() if raw["sform_code"] > 0 else None,
+        unit=_OTHER_UNITS.get(int(raw["xyzt_units"]) & 7),
     )
     return header, raw
 

@@ -7,9 +7,7 @@ checked and made again, and it is what the segmentation stage reads to know whic
 import csv
 import io
 import json
-import os
 import shutil
-import uuid
 from collections import Counter
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -20,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from fedqc.config import FrozenModel, Share, parse
 from fedqc.curation.rules import Outcome
 from fedqc.errors import ConfigError, DataError
+from fedqc.files import replacing
 from fedqc.task import Task
 
 VERSION: Literal[1] = 1
@@ -120,7 +119,7 @@ def kept(manifest: Manifest) -> tuple[str, ...]:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write `manifest` as JSON; a reader sees the old file or the whole new one, never a part."""
-    _write_aside(path, manifest.model_dump_json(indent=2) + "\n")
+    _write(path, manifest.model_dump_json(indent=2) + "\n")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -171,19 +170,12 @@ def write_scores(path: Path, manifest: Manifest, task: Task) -> None:
         writer.writerow(
             [entry.id, entry.patient, f"{entry.quality:.6f}", *regions, entry.decision.value, entry.reason]
         )
-    _write_aside(path, table.getvalue())
+    _write(path, table.getvalue())
 
 
-def _write_aside(path: Path, text: str) -> None:
-    """Write beside `path` and rename; the file keeps the permissions it had."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with aside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+def _write(path: Path, text: str) -> None:
+    """Write a file that keeps the permissions it had."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="")
         if path.exists():
             shutil.copymode(path, aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ _MANY_VOXELS = 2**22
 _STRANGE = 255
 """Stands for label values that the task does not know, beside its class indices (254 at most)."""
 
-# What is wrong with a list, a name, a link or a missing file is not seen in a scan.
+# What is wrong with a list, a name, a link, a missing file or a copy is not seen in a scan.
 _VISIBLE: tuple[Code, ...] = (
     "missing-label",
     "wrong-dimensions",
@@ -55,15 +55,17 @@ _VISIBLE: tuple[Code, ...] = (
     "unknown-label-value",
     "empty-label",
     "exchanged-files",
-    "duplicate-image",
-    "duplicate-label",
+    "image-as-label",
     "qform-sform-mismatch",
     "normalised-image",
     "clipped-image",
     "label-convention",
     "label-outside-image",
     "label-cropped",
+    "label-fills-image",
     "tiny-islands",
+    "unusual-volume",
+    "missing-class",
 )
 
 
@@ -264,7 +266,7 @@ def _marked(problem: Problem, files: CaseFiles, volumes: _Volumes, task: Task) -
                     marked &= channel.data == 0
             case "tiny-islands":
                 marked = _islands(classes, task)
-            case "exchanged-files" if files.label is not None:  # the label is an image, and seen as one
+            case "exchanged-files" | "image-as-label" if files.label is not None:  # seen as an image
                 values = read_volume(files.label).data
                 marked = np.clip(values / (float(np.percentile(values, 99.5)) or 1.0), 0, 1)
     return marked
@@ -295,7 +297,7 @@ def _draw(volumes: _Volumes, marked: NDArray[Any] | None, problem: Problem, *, w
     spacing = canonical_spacing(affine)
     if not all(_SENSIBLE_MM[0] < side < _SENSIBLE_MM[1] for side in spacing):
         spacing = (1.0, 1.0, 1.0)
-    is_exchanged = problem.code == "exchanged-files"
+    is_exchanged = problem.code in ("exchanged-files", "image-as-label")
     is_number = np.isfinite(image)
     level = image.mean(dtype=np.float64, where=is_number) if is_number.any() else 0.0
     bright = is_number & (image > level)

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import jinja2
 from markupsafe import Markup, escape
 
+from fedqc.files import replacing
 from fedqc.reports.figures import with_prefix
 
 Tone = Literal["good", "caution", "bad", "plain"]
@@ -142,12 +143,8 @@ def write_report(
     page = environment.get_template("report.html.jinja").render(
         title=title, sections=sections, headline=headline, facts=facts
     )
-    aside = path.with_name(f".{path.name}.new")
-    try:
+    with replacing(path) as aside:
         aside.write_text(page, encoding="utf-8")
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def is_report(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """A network in training, on disk after every round: one file, so that it is either the old or the new one."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors.numpy import save_file
 
 from fedqc.config import FrozenModel
 from fedqc.errors import ModelError
+from fedqc.files import replacing
 from fedqc.protocol import Weights
 
 
@@ -35,16 +35,10 @@ class TrainingState(FrozenModel):
 def save_checkpoint(path: Path, weights: Weights, state: TrainingState) -> None:
     """Write a checkpoint; whoever is killed here leaves the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")  # one name: what a kill leaves there is written over
-    try:
+    with replacing(path) as aside:
         # The file keeps tensors in an order of its own.
         names = {"names": "\n".join(weights), "state": state.model_dump_json()}
         save_file(weights, aside, metadata=names)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path) -> tuple[Weights, TrainingState] | None:

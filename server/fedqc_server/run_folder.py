@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fedqc.errors import ConfigError
+from fedqc.files import write_json
 
 Listener = Callable[[dict[str, Any]], None]
 Outcome = Literal["running", "completed", "failed", "interrupted"]
@@ -197,9 +198,7 @@ class RunFolder:
 
     def write_json(self, name: str, values: object) -> None:
         """Write a JSON file of the folder."""
-        aside = self.path / f".{name}.new"
-        aside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        aside.replace(self.path / name)
+        write_json(self.path / name, values)
 
     def _save(self) -> None:
         self.write_json("run.json", self._record)

@@ -21,6 +21,7 @@ from fedqc.config import ComputeConfig, FederationConfig, FrozenModel, parse
 from fedqc.curation.rules import ThresholdRule
 from fedqc.degradation.base import Untouched
 from fedqc.errors import ConfigError, DataError
+from fedqc.files import write_json
 from fedqc.methods.base import get_method
 from fedqc.model import load_model
 from fedqc.segmentation import Segmentation
@@ -119,7 +120,7 @@ def simulate(settings: Settings, out: Path, observer: Observer) -> dict[str, Any
     check_new_folder(out)
     _check(settings, out)
     out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / SETTINGS, settings.model_dump(mode="json"))
+    write_json(out / SETTINGS, settings.model_dump(mode="json"))
     try:
         return _go_on(settings, out, observer)
     except (ConfigError, DataError):
@@ -203,12 +204,12 @@ def _go_on(settings: Settings, out: Path, observer: Observer) -> dict[str, Any]:
             observer.say(f"seed {run.seed}, in {run.out}")
             run.out.mkdir(exist_ok=True)
             own = settings.model_copy(update={"seeds": (run.seed,)})
-            _write_json(run.out / SETTINGS, own.model_dump(mode="json"))
+            write_json(run.out / SETTINGS, own.model_dump(mode="json"))
         if not (run.out / "evaluation.json").exists():
             _simulate_seed(settings, run, observer)
         write_simulation_report(run.out)
     if several and not (out / "evaluation.json").exists():
-        _write_json(out / "evaluation.json", _pooled(settings, runs))
+        write_json(out / "evaluation.json", _pooled(settings, runs))
     if several:
         write_pooled_report(out)
     figures: dict[str, Any] = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
@@ -235,7 +236,7 @@ def _simulate_seed(settings: Settings, run: Seed, observer: Observer) -> None:
         listener = _named(arm, observer.listen)
         _run(settings, folder, federation, sites, seed=run.seed, phases=PHASES, listener=listener)
     compute = choose_compute(settings.compute.device, settings.compute.precision)
-    _write_json(out / "evaluation.json", _figures(settings, task, run, compute, observer))
+    write_json(out / "evaluation.json", _figures(settings, task, run, compute, observer))
 
 
 def _build(settings: Settings, task: Task, run: Seed, observer: Observer) -> None:
@@ -378,10 +379,3 @@ def _suspected(out: Path) -> dict[str, list[str]]:
     statistics = json.loads((out / "statistics.json").read_text(encoding="utf-8"))
     spoiled = {one.site for one in read_references(out) if one.kind != Untouched.kind}
     return {"spoiled": sorted(spoiled), "named": sorted(statistics.get("suspected", {}))}
-
-
-def _write_json(path: Path, values: object) -> None:
-    """Write a file that is either whole or not there: its being there says that work is done."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)

@@ -227,7 +227,7 @@ def test_case_with_a_problem_leaves_nothing(
 
 def test_folder_that_cannot_be_written(tmp_path: Path, task: Task) -> None:
     (tmp_path / "cache").touch()
-    with pytest.raises(DataError, match="cache: the cache cannot be written"):
+    with pytest.raises(DataError, match="cache/hashes: the cache cannot be written"):
         CaseCache(tmp_path / "cache", task)
 
 

@@ -131,7 +131,7 @@ def test_a_damaged_memory_is_made_again(
 
 def test_a_memory_that_cannot_be_written_is_named(make_case: MakeCase, task: Task, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file/checks: cannot be written \(.*\); free space or name"):
+    with pytest.raises(DataError, match=r"file/checks: the cache cannot be written \(.*\); free space or"):
         checked([make_case()], tmp_path, task, memory=tmp_path / "file" / "checks")
 
 

@@ -201,9 +201,23 @@ def island(label: NDArray[Any]) -> NDArray[Any]:
     return label
 
 
-def wide(patient: Patient) -> None:
-    """Voxels of 4 mm make the head 76 mm long, and the network sees 16x16x24 voxels of 2 mm."""
-    patient.affine = patient.label_affine = np.diag([-4.0, 4.0, 4.0, 1.0])
+def broad(patient: Patient) -> None:
+    """Voxels of 3 mm make the tumour 39 mm broad, and the network sees 16x16x24 voxels of 2 mm."""
+    patient.affine = patient.label_affine = np.diag([-3.0, 1.0, 2.0, 1.0])
+
+
+def everything_marked(patient: Patient) -> None:
+    patient.label[patient.images["T2"] > 0] = 2
+
+
+def nothing_but_a_voxel(label: NDArray[Any]) -> NDArray[Any]:
+    voxel = np.zeros_like(label)
+    voxel[10, 11, 12] = 2
+    return voxel
+
+
+def copy_of_an_image(patient: Patient) -> None:
+    patient.label = patient.images["T1c"]
 
 
 FLIPPED = AFFINE @ np.diag([-1.0, 1, 1, 1])
@@ -256,7 +270,15 @@ DEFECTS: dict[str, tuple[Callable[[Patient], None], list[Code]]] = {
     "nothing-marked": (with_label(np.zeros_like), ["empty-label"]),
     "swapped-convention": (with_label(lambda label: renumbered(label, one=2, two=1)), ["label-convention"]),
     "outside": (with_label(lambda label: np.roll(label, (11, 11, 12), (0, 1, 2))), ["label-outside-image"]),
-    "wide": (wide, ["label-cropped"]),
+    "broad": (broad, ["label-cropped"]),
+    "everything-marked": (everything_marked, ["label-fills-image", "missing-class", "missing-class"]),
+    "single-voxel": (
+        with_label(nothing_but_a_voxel),
+        ["missing-class", "unusual-volume", "missing-class"],
+    ),
+    "forgotten-class": (with_label(lambda label: renumbered(label, one=3)), ["missing-class"]),
+    "unit-of-metres": (edit_header("T2", xyzt_units=1), ["unit-not-mm"]),
+    "copy-of-image": (copy_of_an_image, ["image-as-label"]),
     "island": (with_label(island), ["tiny-islands"]),
     "exchanged": (exchanged, ["exchanged-files"]),
     "wrong name/": (lambda _: None, ["invalid-id"]),
@@ -282,7 +304,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> SiteCheck:
     home = tmp_path_factory.mktemp("site")
     folder = home / "data"
     folder.mkdir()
-    patients = {name: healthy(name, number) for number, name in enumerate((*DEFECTS, *TWINS, "double"))}
+    others = [f"other-{number}" for number in range(12)]  # they say what is usual
+    names = (*DEFECTS, *TWINS, "double", *others)
+    patients = {name: healthy(name, number) for number, name in enumerate(names)}
     patients["twin-of-image"].images["T2"] = patients["original-of-image"].images["T1c"]
     patients["twin-of-label"].label = patients["original-of-label"].label
     for name, (spoil, _) in DEFECTS.items():
@@ -331,7 +355,8 @@ def test_cases_with_one_id_are_left_out_altogether(found: SiteCheck) -> None:
 
 def test_a_reference_that_is_no_case(found: SiteCheck) -> None:
     (problem,) = [problem for problem in found.problems if problem.code == "unknown-reference"]
-    assert problem.case == "stranger"
+    assert problem.case is None
+    assert "'stranger'" in problem.found
     assert problem.file is not None
     assert problem.file.name == "verified.csv"
 

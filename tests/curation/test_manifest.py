@@ -129,7 +129,7 @@ def test_a_write_that_fails_leaves_the_old_file(
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedqc.curation.manifest.os.fsync", full)
+    monkeypatch.setattr("fedqc.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_manifest(path, manifest())
     assert read_manifest(path) == example

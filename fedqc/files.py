@@ -1,0 +1,30 @@
+"""Files that are there whole or not at all, whoever is killed while they are written."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to; what was written takes the place of `path` once it is on the disk.
+
+    It always has the same name, so that what a kill leaves there is written over by the next; two processes
+    must not write one file at the same time.
+    """
+    aside = path.with_name(f".new-{path.name}")  # with the same ending, for writers that go by it
+    try:
+        yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut could leave a renamed file full of zeros
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, values: object) -> None:
+    """Write a JSON file for programs and people."""
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
