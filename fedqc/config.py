@@ -4,7 +4,6 @@ Both are read into frozen models. Whatever is wrong with a file (syntax, an unkn
 becomes one `ConfigError` that names the file, the key, what was found and what is allowed.
 """
 
-import difflib
 import re
 import tomllib
 from pathlib import Path
@@ -23,7 +22,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from fedqc.errors import ConfigError
+from fedqc.errors import ConfigError, did_you_mean
 
 SITE_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]"
@@ -98,6 +97,11 @@ class DataConfig(FrozenModel):
     """A table with a column `id`: the cases whose label the site vouches for."""
     ratings: Path | None = None
     """A table with the columns `id`, `rater`, `view` and `stars`: what people thought of labels."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the data, where `path` may be a table."""
+        return self.path.parent if self.path.is_file() else self.path
 
 
 class ComputeConfig(FrozenModel):
@@ -334,7 +338,8 @@ def read_toml(path: Path, model: type[Model]) -> Model:
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        hint = "; a path with backslashes stands in 'single quotes'" if "\\" in str(error) else ""
+        raise ConfigError(f"{path}: not valid TOML: {error}{hint}") from None
     return parse(values, model, source=str(path))
 
 
@@ -385,8 +390,7 @@ def _sentence(detail: ErrorDetails, model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         known = _keys_at(model, detail["loc"][:-1])
-        near = difflib.get_close_matches(str(detail["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(str(detail["loc"][-1]), known)
         return f"unknown key {key!r}; {hint}known here: {', '.join(known)}"
     if detail["type"] == "missing":
         if isinstance(detail["loc"][-1], int):

@@ -13,6 +13,9 @@ The command line prints the message and nothing else, so a message names the fil
 found and what was expected, and how to mend it.
 """
 
+import difflib
+from collections.abc import Iterable
+
 _LONGEST = 2000
 """Characters of a text that names what was found in a file: whatever lies there may end up in a message."""
 
@@ -39,6 +42,12 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that names the one of `known` that was probably meant; empty where none is near."""
+    near = difflib.get_close_matches(name.casefold(), known, n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 class ConfigError(FedQCError):

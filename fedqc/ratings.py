@@ -77,7 +77,7 @@ def _rating(place: str, row: dict[str, str]) -> Rating:
 
 def _stars(place: str, text: str) -> float:
     try:
-        stars = float(text)
+        stars = float(text.replace(",", "."))  # the decimal sign of half the world
     except ValueError:
         stars = math.nan
     if not FEWEST_STARS <= stars <= MOST_STARS:  # false for what is no number, too

@@ -1,6 +1,7 @@
 """A site's data as a whole: its cases, its lists, what is wrong with them, and what may be told of them."""
 
-from collections.abc import Callable, Iterator
+import csv
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from fedqc.cases.layouts import CaseFiles, find_cases, read_ids
 from fedqc.cases.problems import Code, Problem
 from fedqc.config import SiteConfig
 from fedqc.credentials import credential_problems
+from fedqc.files import replacing
 from fedqc.ratings import rating_problems, read_ratings
 from fedqc.statistics.datasheet import DataSheet, describe_data, summarise_cases
 from fedqc.statistics.privacy import Released, release
 from fedqc.statistics.site import DataSummary
 from fedqc.task import Task
+
+_COLUMNS = ("code", "severity", "case", "file", "found", "expected", "fix")
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def check_site(
     ids = {case.id for case in checked.cases}
     problems = [
         *credential_problems(site.coordinator),
-        *_unknown_references(references - ids, data.reference),
+        *_unknown_references(references - ids, ids, data.reference),
     ]
     if data.ratings is not None:
         problems += rating_problems(ratings, ids, data.ratings)
@@ -111,6 +115,20 @@ def check_site(
     )
 
 
+def write_problems(path: Path, problems: Sequence[Problem]) -> None:
+    """Write problems as a table, one a row; the file appears whole or not at all."""
+    with replacing(path) as aside, aside.open("w", encoding="utf-8-sig", newline="") as file:  # Excel's UTF-8
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(problem.as_json() for problem in problems)
+
+
+def is_table_of_problems(path: Path) -> bool:
+    """Whether a file is a table that was written by `write_problems`."""
+    with path.open("rb") as file:
+        return file.readline(200).decode("utf-8-sig", "replace").strip() == ",".join(_COLUMNS)
+
+
 def _left_out(checked: CheckedCases) -> dict[str, list[str]]:
     """By the code of the error, the patient of each case that was left out for it."""
     patients = {case.id: case.patient for case in checked.cases}
@@ -121,15 +139,17 @@ def _left_out(checked: CheckedCases) -> dict[str, list[str]]:
     return left_out
 
 
-def _unknown_references(strangers: frozenset[str], path: Path | None) -> Iterator[Problem]:
-    for case in sorted(strangers):
+def _unknown_references(strangers: frozenset[str], ids: set[str], path: Path | None) -> Iterator[Problem]:
+    by_letters = {case.casefold(): case for case in ids}
+    for stranger in sorted(strangers):
         yield Problem(
             code="unknown-reference",
             case=None,
             file=path,
-            found=f"a reference {case!r} that is no case of this site",
+            found=f"a reference {stranger!r} that is no case of this site",
             expected="the id of a case",
-            fix="correct the id in the table of references",
+            fix="correct the id in the table of references"
+            + (f": there is a case {case!r}" if (case := by_letters.get(stranger.casefold())) else ""),
         )
 
 

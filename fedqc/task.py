@@ -1,6 +1,5 @@
 """What is segmented: modalities, classes, regions, spacing and the network's input size."""
 
-import difflib
 import hashlib
 from importlib import resources
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fedqc.config import FrozenModel, read_toml
-from fedqc.errors import ConfigError
+from fedqc.errors import ConfigError, did_you_mean
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Millimetres = Annotated[float, Field(gt=0)]
@@ -164,8 +163,7 @@ def load_task(name_or_path: str) -> Task:
             return read_toml(path, Task)
     path = Path(name_or_path)
     if path.suffix != ".toml":
-        near = difflib.get_close_matches(name_or_path, built_in_tasks(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name_or_path, built_in_tasks())
         raise ConfigError(
             f"task {name_or_path!r} is not built in; {hint}built in: {', '.join(built_in_tasks())}; "
             "a task of your own is given as the path of its .toml file"

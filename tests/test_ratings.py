@@ -28,7 +28,12 @@ def test_tabs_and_further_columns(tmp_path: Path) -> None:
     assert read_ratings(table(tmp_path, text, "ratings.tsv")) == [Rating("a", "anna", "coronal", 3.0)]
 
 
-@pytest.mark.parametrize("stars", ["0.99", "6.01", "-1", "nan", "inf", "good", "4,5", "1e3"])
+def test_a_comma_as_decimal_sign(tmp_path: Path) -> None:
+    text = "id;rater;view;stars\na;anna;all;4,5\n"
+    assert read_ratings(table(tmp_path, text)) == [Rating("a", "anna", "all", 4.5)]
+
+
+@pytest.mark.parametrize("stars", ["0.99", "6.01", "-1", "nan", "inf", "good", "4,5,", "1e3"])
 def test_what_is_no_rating(tmp_path: Path, stars: str) -> None:
     path = table(tmp_path, HEADER + f'a,anna,all,5\n\na,anna,all,"{stars}"\n')
     with pytest.raises(DataError) as caught:

@@ -167,6 +167,13 @@ class Problem:
         place = printable(", ".join(str(part) for part in named if part is not None))
         return f"{place or 'the data'}: found {self.found}, expected {self.expected}; {self.fix}"
 
+    def file_in(self, folder: Path) -> str:
+        """The file as seen from a folder, whole where it lies elsewhere; empty where there is none."""
+        if self.file is None:
+            return ""
+        is_inside = self.file.is_relative_to(folder) and self.file != folder
+        return printable(str(self.file.relative_to(folder) if is_inside else self.file))
+
     def as_json(self) -> dict[str, Any]:
         """What `fedqc check --json` says of it."""
         return {

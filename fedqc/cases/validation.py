@@ -403,18 +403,13 @@ def _read_voxels(case: str, path: Path, problems: list[Problem]) -> NDArray[Any]
 
 
 def _unreadable(case: str, path: Path, error: UnreadableVolumeError) -> Problem:
-    fixes = {
-        "no-permission": "give this user the right to read the file",
-        "wrong-dimensions": "export the image as a volume",
-        "too-large": "crop the volume to what matters, or leave the case out",
-    }
     return Problem(
         code=error.code,
         case=case,
         file=path,
         found=f"a file that cannot be read: {error.reason}",
         expected="a whole .nii or .nii.gz file",
-        fix=fixes.get(error.code, "export or copy the file again"),
+        fix=error.cure,
     )
 
 
@@ -445,7 +440,7 @@ def _image_problems(case: str, path: Path, name: str, measured: Intensities) -> 
             code="non-finite",
             case=case,
             file=path,
-            found=f"{measured.n_not_finite} voxels{name} that are NaN, infinite or beyond 32-bit floats",
+            found=f"{_voxels(measured.n_not_finite)}{name} of NaN, infinity or beyond 32-bit floats",
             expected="finite numbers",
             fix="export the image again or set these voxels to 0",
         )
@@ -467,7 +462,7 @@ def _label_problems(case: str, path: Path, values: LabelValues, task: Task) -> I
     if values.not_finite.n_voxels:
         yield problem(
             code="non-finite",
-            found=f"{values.not_finite.n_voxels} label voxels that are NaN or infinite",
+            found=f"NaN or infinity in {_voxels(values.not_finite.n_voxels)} of the label",
             expected=expected,
             fix="export the label again",
         )
@@ -497,7 +492,13 @@ def _label_problems(case: str, path: Path, values: LabelValues, task: Task) -> I
 def _grid_problems(case: str, checked: _File, reference: _File) -> Iterator[Problem]:
     """Problems of a volume that has to lie on the grid of another of the same case."""
     problem = partial(Problem, case=case, file=checked.path)
-    as_in = f"as in {reference.path.name}"
+    as_in = f"as in {_told_apart(reference.path, checked.path)}"
+    nowhere = [
+        _told_apart(file.path, other.path)
+        for file, other in ((checked, reference), (reference, checked))
+        if file.header.qform is None and file.header.sform is None
+    ]
+    hint = f"; neither sform nor qform is set in {' and '.join(nowhere)}" if nowhere else ""
     shape, expected_shape = checked.header.shape[:3], reference.header.shape[:3]
     if shape != expected_shape:
         yield problem(
@@ -515,17 +516,22 @@ def _grid_problems(case: str, checked: _File, reference: _File) -> Iterator[Prob
     if axes != expected_axes:
         yield problem(
             code="orientation-mismatch",
-            found=f"axes {axes}",
+            found=f"axes {axes}{hint}",
             expected=f"{expected_axes} {as_in}",
             fix="bring both onto one grid and look whether they are flipped against each other",
         )
     else:
         yield problem(
             code="affine-mismatch",
-            found=f"an affine that differs by up to {difference.max():.3g} mm",
+            found=f"an affine that differs by up to {difference.max():.3g} mm{hint}",
             expected=f"at most {AFFINE_TOLERANCE:g} mm of difference, {as_in}",
             fix="bring both onto one grid, or copy the image's header if only the header is wrong",
         )
+
+
+def _told_apart(path: Path, other: Path) -> str:
+    """The name of a file, with its folder's where another one is called the same."""
+    return path.name if path.name != other.name else f"{path.parent.name}/{path.name}"
 
 
 def _channels(data: NDArray[Any]) -> list[NDArray[np.float32]]:
@@ -537,7 +543,11 @@ def _channels(data: NDArray[Any]) -> list[NDArray[np.float32]]:
 
 def _examples(strangers: Strangers) -> str:
     """The first few different values, and how many voxels there are."""
-    return f"{', '.join(f'{value:g}' for value in strangers.examples)} in {strangers.n_voxels} voxels"
+    return f"{', '.join(f'{value:g}' for value in strangers.examples)} in {_voxels(strangers.n_voxels)}"
+
+
+def _voxels(n: int) -> str:
+    return f"{n} voxel{'' if n == 1 else 's'}"
 
 
 def _numbers(values: Any) -> str:

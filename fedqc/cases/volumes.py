@@ -32,6 +32,24 @@ _NIFTI_HEADERS: dict[int, Any] = {
     540: nibabel.Nifti2Header,
 }  # by header size in bytes
 _OTHER_UNITS = {1: "metre", 3: "micron"}  # NIFTI_UNITS_METER and NIFTI_UNITS_MICRON of nifti1.h
+UnreadableCode = Literal[
+    "no-permission", "empty-file", "truncated", "not-nifti", "unreadable", "too-large", "wrong-dimensions"
+]
+
+_COPY_AGAIN = "export or copy the file again"
+_CURES: dict[UnreadableCode, str] = {
+    "no-permission": "give this user the right to read it",
+    "wrong-dimensions": "export the image as a volume",
+    "too-large": "crop the volume to what matters, or leave the case out",
+}
+_DICOM = ("a DICOM file", "convert it to NIfTI, for instance with dcm2niix")
+_STRANGERS = {
+    b"NRRD": ("an NRRD file", "convert it to NIfTI"),
+    b"<": ("a web page or other markup, as a failed download leaves it", "download the file again"),
+    b"PK": ("a ZIP archive", "unpack it"),
+    b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch it with git lfs pull"),
+    b"/annex/objects": ("a pointer of git-annex, not the file itself", "fetch it with git annex get"),
+}  # what is met under the name of a NIfTI file, by its first bytes: what it is, and what to do
 _DAMAGED = (gzip.BadGzipFile, cast(type[Exception], igzip_lib.IsalError))  # while a file is inflated
 _UNKNOWN = 255  # no class index: a task has at most 254 classes
 
@@ -87,18 +105,14 @@ class Header:
     """Of lengths, where the header says another one than mm; fedqc takes them as mm all the same."""
 
 
-UnreadableCode = Literal[
-    "no-permission", "empty-file", "truncated", "not-nifti", "unreadable", "too-large", "wrong-dimensions"
-]
-
-
 class UnreadableVolumeError(DataError):
-    """A file that is no whole NIfTI volume; `reason` says why, `code` is that of its problem."""
+    """A file that is no whole NIfTI volume: the code of its problem, the reason, and what to do."""
 
-    def __init__(self, path: Path, code: UnreadableCode, reason: str) -> None:
+    def __init__(self, path: Path, code: UnreadableCode, reason: str, cure: str | None = None) -> None:
         self.code: UnreadableCode = code
         self.reason = reason
-        super().__init__(f"{path}: {reason}; export or copy the file again")
+        self.cure = cure or _CURES.get(code, _COPY_AGAIN)
+        super().__init__(f"{path}: {reason}; {self.cure}")
 
 
 def voxel_size(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -260,6 +274,8 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
 
 
 def _check_is_there(path: Path) -> None:
+    if path.is_dir():
+        raise UnreadableVolumeError(path, "not-nifti", "it is a folder")
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; correct the path or restore the file")
     if path.stat().st_size == 0:  # also of what the system makes up while it is read, if it ever ends
@@ -321,7 +337,10 @@ def _nifti_header(path: Path, start: bytes) -> tuple[Any, tuple[float, float, fl
             header.check_fix(logger=_SILENT, error_level=logging.ERROR)
             if header["magic"].item().startswith(b"n+"):  # header and voxels in one file
                 return header, (x, y, z)
-    raise UnreadableVolumeError(path, "not-nifti", "it is no NIfTI file")
+    is_dicom = start[128:132] == b"DICM"
+    known = (stranger for begin, stranger in _STRANGERS.items() if start.startswith(begin))
+    kind, cure = _DICOM if is_dicom else next(known, ("no NIfTI file", _COPY_AGAIN))
+    raise UnreadableVolumeError(path, "not-nifti", f"it is {kind}", cure)
 
 
 def _voxels(path: Path, stream: BinaryIO, raw: Any) -> NDArray[Any]:

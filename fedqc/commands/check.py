@@ -10,18 +10,37 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
+    from fedqc.config import SiteConfig
     from fedqc.site_check import SiteCheck
     from fedqc.statistics.datasheet import DataSheet
 
 
 def check(
-    site: Annotated[Path, typer.Argument(help="The site.toml that names data, lists and task.")],
+    site: Annotated[
+        Path | None,
+        typer.Argument(help="The site.toml that names data, lists and task.", show_default=False),
+    ] = None,
     *,
+    data: Annotated[
+        Path | None, typer.Option(help="Without a site.toml: the folder or table of the data.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Without a site.toml: a built-in task, or the path of a task's .toml.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Without a site.toml: as the data are laid out; detected where left out."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print everything that was found as JSON, for machines.")
     ] = False,
+    table: Annotated[
+        Path | None, typer.Option("--csv", help="Also write all problems as a table, for a spreadsheet.")
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(help="Also write a report with slices of the affected cases, for local use."),
@@ -34,41 +53,44 @@ def check(
     """
     from rich.console import Console
 
-    from fedqc.config import load_site
     from fedqc.display import Display
     from fedqc.task import load_task
 
     width = None if sys.stdout.isatty() else 100
     console = Console(width=width, stderr=as_json)
-    config = load_site(site)
-    task = load_task(config.task)
-    folder = config.data.path.parent if config.data.path.is_file() else config.data.path
-    if html is not None:
-        _refuse_wrong_place(html, folder)
+    config = _configured(site, data, task, layout)
+    known_task = load_task(config.task)
+    for path, is_ours in ((html, _is_report), (table, _is_table)):
+        if path is not None:
+            _refuse_wrong_place(path, config.data.folder, is_ours)
     with Display(console) as display:
-        from fedqc.site_check import check_site
+        from fedqc.site_check import check_site, write_problems
 
-        memory: Path | None = config.compute.cache / "checks"
-        hindrance = _hindrance(config.compute.cache, folder)
-        if hindrance is not None:
-            display.say(
-                f"the cache {config.compute.cache} {hindrance}, so nothing is remembered; "
-                "name another folder under [compute] cache"
-            )
-            memory = None
+        memory: Path | None = None
+        if site is not None:  # what was only looked at in passing leaves nothing behind
+            memory = config.compute.cache / "checks"
+            hindrance = _hindrance(config.compute.cache, config.data.folder)
+            if hindrance is not None:
+                display.say(
+                    f"the cache {config.compute.cache} {hindrance}, so nothing is remembered; "
+                    "name another folder under [compute] cache"
+                )
+                memory = None
         found = check_site(
             config,
-            task,
+            known_task,
             memory=memory,
             progress=lambda done, total: display.progress("checking the cases", done, total),
         )
+        if table is not None:
+            write_problems(table, found.problems)
         if html is not None:
             from fedqc.reports.check import build_check_report
 
             build_check_report(
                 found,
                 config,
-                task,
+                known_task,
                 html,
                 progress=lambda done, total: display.progress("drawing slices", done, total),
             )
@@ -77,35 +99,76 @@ def check(
     else:
         detected = " (detected)" if config.data.layout is None else ""
         console.print(
-            f"layout {found.checked.layout}{detected}, task {task.name}", highlight=False, soft_wrap=True
+            f"layout {found.checked.layout}{detected}, task {known_task.name}",
+            highlight=False,
+            soft_wrap=True,
         )
-        _print_check(console, found, config.policy.min_count)
-        if html is not None:
-            console.print(f"see {html}", highlight=False, soft_wrap=True)
+        _print_check(console, found, config)
+        for path in (table, html):
+            if path is not None:
+                console.print(f"see {path}", highlight=False, soft_wrap=True)
     raise typer.Exit(found.exit_code)
 
 
-def _refuse_wrong_place(html: Path, data: Path) -> None:
-    """Nothing but an earlier report is written over, and nothing is written among the data.
+def _configured(site: Path | None, data: Path | None, task: str | None, layout: str | None) -> "SiteConfig":
+    """The site of a `site.toml`, or one that is made of the options.
 
     Raises:
-        ConfigError: the report cannot stand there.
+        ConfigError: neither or both are there, or the file is wrong.
+    """
+    from fedqc.config import DataConfig, SiteConfig, expand, load_site
+    from fedqc.errors import ConfigError
+
+    options = {"--data": data, "--task": task, "--layout": layout}
+    given = [name for name, value in options.items() if value is not None]
+    if site is not None:
+        if given:
+            raise ConfigError(f"{', '.join(given)}: stands in {site} already; leave out one of them")
+        return load_site(site)
+    if data is None or task is None:
+        lacking = "--task" if data is not None else "--data" if task is not None else None
+        raise ConfigError(
+            f"{lacking} is missing; name data and task, or a site.toml"
+            if lacking
+            else "nothing to check; name a site.toml (`fedqc init site` writes one), or --data and --task"
+        )
+    folder = expand(data).resolve()
+    return SiteConfig(name="this-site", task=task, data=DataConfig(path=folder, layout=layout))
+
+
+def _refuse_wrong_place(path: Path, data: Path, is_ours: "Callable[[Path], bool]") -> None:
+    """Nothing but an earlier file of the same kind is written over, and nothing is written among the data.
+
+    Raises:
+        ConfigError: the file cannot stand there.
     """
     from fedqc.errors import ConfigError
+
+    if path.resolve().is_relative_to(data):
+        raise ConfigError(
+            f"{path}: lies inside the data folder {data}, which is only read; name another place"
+        )
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent}: there is no such folder; make it first, or name another place")
+    if path.exists() and not is_ours(path):
+        raise ConfigError(
+            f"{path}: is there already and was not written by fedqc check; nothing is written over, "
+            "name a new file"
+        )
+
+
+def _is_report(path: Path) -> bool:
     from fedqc.reports.page import is_report
 
-    if html.resolve().is_relative_to(data):
-        raise ConfigError(
-            f"{html}: lies inside the data folder {data}, which is only read; name another place"
-        )
-    if html.is_dir():
-        raise ConfigError(f"{html}: is a folder; name a file, such as {html / 'check.html'}")
-    if not html.parent.is_dir():
-        raise ConfigError(f"{html.parent}: there is no such folder; make it first, or name another place")
-    if html.exists() and not is_report(html):
-        raise ConfigError(
-            f"{html}: is there already and is no report; nothing is written over, name a new file"
-        )
+    return is_report(path)
+
+
+def _is_table(path: Path) -> bool:
+    from fedqc.site_check import is_table_of_problems
+
+    return is_table_of_problems(path)
 
 
 def _hindrance(cache: Path, data: Path) -> str | None:
@@ -120,47 +183,49 @@ def _hindrance(cache: Path, data: Path) -> str | None:
         return f"cannot be written ({error.strerror or error})"
 
 
-def _print_check(console: "Console", found: "SiteCheck", min_count: int) -> None:
+def _print_check(console: "Console", found: "SiteCheck", config: "SiteConfig") -> None:
     """The data sheet, a table of problems by code, an example of each, and the verdict."""
+    from fedqc.reports.words import count, plural
+
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     checked, sheet = found.checked, found.datasheet
     if sheet.cases:
         _print_sheet(console, sheet)
     if found.problems:
-        _print_problems(console, found)
-    left_out = len(checked.cases) - len(checked.usable)
-    warned = len({one.case for one in found.problems if not one.is_error and one.case is not None})
-    say(
-        f"{len(checked.usable)} of {len(checked.cases)} cases can be used "
-        f"({sheet.patients} patients, {sheet.references} references), {left_out} are left out, "
-        f"{warned} have warnings"
+        _print_problems(console, found, config.data.folder)
+    n_out = len(checked.cases) - len(checked.usable)
+    n_warned = len({one.case for one in found.problems if not one.is_error and one.case is not None})
+    verdict = (
+        f"{count(len(checked.usable))} of {plural(len(checked.cases), 'case')} can be used "
+        f"({plural(sheet.patients, 'patient')}, {plural(sheet.references, 'reference')}), "
+        f"{count(n_out)} left out, {count(n_warned)} with warnings"
     )
+    say(_plain(verdict))
     if not sheet.references:
         say("no case is a reference, so this site can score its labels but not help to train the QC model")
-    numbers = len(found.leaves(min_count))
-    say(f"{numbers} numbers about the data would leave the site, each over {min_count} patients or more")
+    min_count = config.policy.min_count
+    numbers = plural(len(found.leaves(min_count)), "number")
+    say(f"{numbers} about the data would leave the site, each over {min_count} patients or more")
+
+
+def _plain(text: str) -> str:
+    """A text for terminals, some of which know no narrow space between the thousands."""
+    return text.replace("\u202f", " ")
 
 
 def _print_sheet(console: "Console", sheet: "DataSheet") -> None:
     """What the usable cases are like."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
+    from fedqc.reports.words import spread_rows
+
     table = Table(title="Usable cases", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("", "n", "smallest", "median", "largest"):
-        table.add_column(column, justify="right" if column else "left")
-    spreads = {
-        **{f"voxel side {axis}, mm": spread for axis, spread in sheet.spacing_mm.items()},
-        **{f"voxels along {axis}": spread for axis, spread in sheet.shape.items()},
-        **{f"median intensity of {name}": spread for name, spread in sheet.intensities.items()},
-        **{f"volume of {name}, ml": spread for name, spread in sheet.volumes_ml.items()},
-    }
-    for name, spread in spreads.items():
-        if spread is None:
-            table.add_row(name, "0", "-", "-", "-")
-        else:
-            figures = (spread.smallest, spread.median, spread.largest)
-            table.add_row(name, str(spread.n), *(f"{figure:.4g}" for figure in figures))
+    for column in ("", "n", "smallest", "at", "median", "largest", "at"):
+        table.add_column(column, justify="left" if column in ("", "at") else "right")
+    for row in spread_rows(sheet):
+        table.add_row(*(escape(_plain(cell)) for cell in row))
     console.print(table)
     counted = {
         "orientation": sheet.orientations,
@@ -174,12 +239,13 @@ def _print_sheet(console: "Console", sheet: "DataSheet") -> None:
             console.print(f"{name}: {values}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_problems(console: "Console", found: "SiteCheck") -> None:
+def _print_problems(console: "Console", found: "SiteCheck", folder: Path) -> None:
     """A table by code, the errors first, and below it an example of each code in full."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
     from rich.table import Table
 
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     table = Table(title="Problems", title_justify="left", box=SIMPLE_HEAD)
     for column in ("code", "severity", "cases", "such as"):
         table.add_column(column, justify="right" if column == "cases" else "left")
@@ -188,6 +254,10 @@ def _print_problems(console: "Console", found: "SiteCheck") -> None:
         names = ", ".join(cases[:3]) + (", ..." if len(cases) > 3 else "")
         table.add_row(code, problems[0].severity, str(len(cases)) if cases else "-", escape(names))
     console.print(table)
-    for code, problems in found.by_code().items():
-        console.print(f"{code}: {problems[0]}", highlight=False, markup=False, soft_wrap=True)
-    console.print()
+    for code, (problem, *_) in found.by_code().items():
+        place = [problem.case and f"case {problem.case}", problem.file_in(folder)]
+        say(f"{code}: {', '.join(part for part in place if part) or 'the data'}")
+        say(f"    found     {problem.found}")
+        say(f"    expected  {problem.expected}")
+        say(f"    to do     {problem.fix}")
+    say()

@@ -40,7 +40,6 @@ def segment(
             f"{out}: lies inside the data folder {data}, which is only read; name another folder"
         )
     with Display(console) as display:
-        display.say(f"segmenting the cases of {data}; results go to {out}")
         import torch
 
         from fedqc.cases.layouts import find_cases
@@ -52,6 +51,7 @@ def segment(
             torch.set_num_threads(threads)
         stored = load_segmentation(model)
         cases = find_cases(data, stored.card.task, layout).cases
+        display.say(f"segmenting the cases of {data}; results go to {out}")
         segmented, problems = segment_cases(
             stored,
             cases,

@@ -26,7 +26,7 @@ from fedqc.reports.page import (
     write_report,
 )
 from fedqc.reports.slices import CONTOURS, MARKED
-from fedqc.reports.words import UNKNOWN, count, listed, plural, significant
+from fedqc.reports.words import UNKNOWN, count, listed, plural, significant, spread_rows
 from fedqc.site_check import SiteCheck
 from fedqc.statistics.datasheet import AXES
 from fedqc.task import Task
@@ -196,17 +196,11 @@ def _usual_fix(problems: Sequence[Problem]) -> str:
 
 def _examples(problems: Sequence[Problem], site: SiteConfig) -> list[str]:
     """Files, and cases where a problem names no file."""
-    names = (_file(problem, site) or f"case {printable(problem.case or UNKNOWN)}" for problem in problems)
+    names = (
+        problem.file_in(site.data.folder) or f"case {printable(problem.case or UNKNOWN)}"
+        for problem in problems
+    )
     return list(dict.fromkeys(names))
-
-
-def _file(problem: Problem, site: SiteConfig) -> str:
-    """The file of a problem as seen from the data folder."""
-    if problem.file is None:
-        return ""
-    root = site.data.path if site.data.path.is_dir() else site.data.path.parent
-    inside = problem.file.is_relative_to(root) and problem.file != root
-    return printable(str(problem.file.relative_to(root) if inside else problem.file))
 
 
 def cases_section(check: SiteCheck, site: SiteConfig) -> Section:
@@ -231,7 +225,7 @@ def cases_section(check: SiteCheck, site: SiteConfig) -> Section:
             (
                 UNKNOWN if problem.case is None else printable(problem.case),
                 f"`{problem.code}`",
-                _file(problem, site) or UNKNOWN,
+                problem.file_in(site.data.folder) or UNKNOWN,
                 f"{problem.found}; expected {problem.expected}",
             )
             for problem in problems[:MOST_ROWS]
@@ -353,8 +347,8 @@ def datasheet_section(check: SiteCheck, task: Task) -> Section:
             ),
             Table(
                 "In numbers",
-                ("what", "cases", "smallest", "median", "largest"),
-                tuple(_spread_rows(check)),
+                ("what", "cases", "smallest", "at case", "median", "largest", "at case"),
+                tuple(spread_rows(sheet)),
                 "Intensities are the medians of the voxels that are not zero.",
             ),
             Table("How many cases have what", ("what", "cases"), tuple(_count_rows(check))),
@@ -371,22 +365,6 @@ def _outer(n_cases: int) -> str:
 def _first(n: int, most: int) -> str:
     """Says so where a figure does not show all."""
     return f"The first {most} of {n} are drawn." if n > most else ""
-
-
-def _spread_rows(check: SiteCheck) -> Iterator[tuple[str, ...]]:
-    sheet = check.datasheet
-    spreads = {
-        **{f"volume of {name}, ml": spread for name, spread in sheet.volumes_ml.items()},
-        **{f"voxel side {axis}, mm": spread for axis, spread in sheet.spacing_mm.items()},
-        **{f"voxels along {axis}": spread for axis, spread in sheet.shape.items()},
-        **{f"intensity of {name}": spread for name, spread in sheet.intensities.items()},
-    }
-    for name, spread in spreads.items():
-        if spread is None:
-            yield name, "0", UNKNOWN, UNKNOWN, UNKNOWN
-        else:
-            numbers = (spread.smallest, spread.median, spread.largest)
-            yield name, count(spread.n), *(significant(number) for number in numbers)
 
 
 def _count_rows(check: SiteCheck) -> Iterator[tuple[str, ...]]:

@@ -1,10 +1,11 @@
 """Numbers, times and reasons as people read them. What is not known is a dash, never a made-up number."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
 from fedqc.protocol import ErrorCode
+from fedqc.statistics.datasheet import DataSheet
 
 UNKNOWN = "-"
 SECONDS_PER_MINUTE = 60
@@ -131,3 +132,30 @@ def rounds_in_words(rounds: Iterable[int]) -> str:
 def kind_in_words(kind: str) -> str:
     """A kind of error as people say it."""
     return _KINDS.get(kind, kind.replace("-", " "))
+
+
+def spread_rows(sheet: DataSheet) -> Iterator[tuple[str, ...]]:
+    """How numbers spread over the cases: what, cases, smallest and its case, median, largest and its case.
+
+    Where all are alike, no case is named.
+    """
+    spreads = {
+        **{f"volume of {name}, ml": spread for name, spread in sheet.volumes_ml.items()},
+        **{f"voxel side {axis}, mm": spread for axis, spread in sheet.spacing_mm.items()},
+        **{f"voxels along {axis}": spread for axis, spread in sheet.shape.items()},
+        **{f"intensity of {name}": spread for name, spread in sheet.intensities.items()},
+    }
+    for what, spread in spreads.items():
+        if spread is None:
+            yield what, "0", *[UNKNOWN] * 5
+            continue
+        is_one = spread.smallest == spread.largest
+        yield (
+            what,
+            count(spread.n),
+            significant(spread.smallest),
+            UNKNOWN if is_one else spread.smallest_case,
+            significant(spread.median),
+            significant(spread.largest),
+            UNKNOWN if is_one else spread.largest_case,
+        )

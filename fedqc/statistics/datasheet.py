@@ -24,6 +24,9 @@ class Spread(FrozenModel):
     smallest: FiniteFloat
     median: FiniteFloat
     largest: FiniteFloat
+    smallest_case: str
+    """Id of the case with the smallest, the first of several."""
+    largest_case: str
 
 
 class DataSheet(FrozenModel):
@@ -68,23 +71,26 @@ def describe_data(
         task: what the data show.
     """
     known = [facts[case.id] for case in cases]
+    by_id = {case.id: facts[case.id] for case in cases}
     conventions = Counter(fact.convention or "undecided" for fact in known) if task.conventions else {}
     return DataSheet(
         cases=len(cases),
         patients=len({case.patient for case in cases}),
         references=sum(case.id in references for case in cases),
         ratings=n_ratings,
-        spacing_mm=_by_axis([fact.spacing for fact in known]),
-        shape=_by_axis([fact.shape for fact in known]),
+        spacing_mm=_by_axis({name: fact.spacing for name, fact in by_id.items()}),
+        shape=_by_axis({name: fact.shape for name, fact in by_id.items()}),
         orientations=_counts([fact.orientation for fact in known]),
         intensities={
-            name: spread
-            for index, name in enumerate(task.modalities)
-            if (spread := _spread([fact.images[index].median for fact in known])) is not None
+            modality: spread
+            for index, modality in enumerate(task.modalities)
+            if (spread := _spread({name: fact.images[index].median for name, fact in by_id.items()}))
         },
         volumes_ml={
-            name: _spread([fact.volumes_ml[name] for fact in known if fact.volumes_ml[name] > 0])
-            for name in task.classes
+            member: _spread(
+                {name: volume for name, fact in by_id.items() if (volume := fact.volumes_ml[member]) > 0}
+            )
+            for member in task.classes
         },
         label_values=_counts([str(value) for fact in known for value in fact.label_values]),
         conventions=dict(sorted(conventions.items())),
@@ -122,19 +128,26 @@ def summarise_cases(
     )
 
 
-def _by_axis(sides: Sequence[tuple[float, float, float]]) -> dict[str, Spread]:
-    spreads = {axis: _spread([side[index] for side in sides]) for index, axis in enumerate(AXES)}
+def _by_axis(sides: Mapping[str, tuple[float, float, float]]) -> dict[str, Spread]:
+    spreads = {
+        axis: _spread({case: of_case[index] for case, of_case in sides.items()})
+        for index, axis in enumerate(AXES)
+    }
     return {axis: spread for axis, spread in spreads.items() if spread is not None}
 
 
-def _spread(values: Sequence[float]) -> Spread | None:
+def _spread(values: Mapping[str, float]) -> Spread | None:
+    """Of a number for each case, by its id."""
     if not values:
         return None
+    smallest, largest = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     return Spread(
         n=len(values),
-        smallest=float(min(values)),
-        median=float(np.median(values)),
-        largest=float(max(values)),
+        smallest=values[smallest],
+        median=float(np.median(list(values.values()))),
+        largest=values[largest],
+        smallest_case=smallest,
+        largest_case=largest,
     )
 
 

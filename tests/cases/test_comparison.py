@@ -1,6 +1,7 @@
 """What only shows beside other cases: facts are made up here, so that the numbers are known."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def facts(
     )
 
 
-def found(known: list[CaseFacts | None], task: Task, ids: list[str] | None = None) -> list[list[Problem]]:
+def found(known: Sequence[CaseFacts | None], task: Task, ids: list[str] | None = None) -> list[list[Problem]]:
     cases = [files(name) for name in ids or [f"case-{number}" for number in range(len(known))]]
     return compare_cases(cases, known, ROOT, task)
 

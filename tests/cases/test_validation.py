@@ -101,7 +101,7 @@ def test_unreadable_files(make_case: MakeCase, task: Task, capfd: pytest.Capture
 
 
 def test_folder_instead_of_a_file(make_case: MakeCase, task: Task, tmp_path: Path) -> None:
-    assert codes(replace(make_case(), images=(tmp_path,)), task) == ["missing-modality"]
+    assert codes(replace(make_case(), images=(tmp_path,)), task) == ["not-nifti"]
 
 
 def test_wrong_dimensions(make_case: MakeCase, task: Task, image: Any, label: Any) -> None:
@@ -158,6 +158,17 @@ def test_orientation_mismatch(make_case: MakeCase, task: Task) -> None:
     (problem,) = problems_of(make_case(label_affine=np.diag([-1.0, 1, 1, 1])), task)
     assert problem.code == "orientation-mismatch"
     assert "found axes LAS, expected RAS" in str(problem)
+
+
+def test_a_header_without_a_place_is_named(make_case: MakeCase, task: Task, label: Any) -> None:
+    """nibabel then makes up an affine; often it is the image that lost its place."""
+    files = make_case(label_affine=np.diag([-1.0, 1, 1, 1]))
+    image = nibabel.load(image_of(files))
+    image.set_sform(None, 0)  # type: ignore[attr-defined]
+    image.set_qform(None, 0)  # type: ignore[attr-defined]
+    nibabel.save(image, image_of(files))
+    (problem,) = [one for one in problems_of(files, task) if one.file == files.label]
+    assert problem.found.endswith("; neither sform nor qform is set in case-1.nii.gz")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import pytest
 from numpy.typing import NDArray
 
 from fedqc.cases import volumes
-from fedqc.cases.volumes import label_to_classes, pieces, read_volume, sha256_file, write_volume
+from fedqc.cases.volumes import (
+    UnreadableVolumeError,
+    label_to_classes,
+    pieces,
+    read_header,
+    read_volume,
+    sha256_file,
+    write_volume,
+)
 from fedqc.errors import DataError
 from fedqc.task import Task
 
@@ -97,8 +106,33 @@ def test_damaged_files(tmp_path: Path, damage: Any, reason: str) -> None:
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert reason in message
-    assert message.endswith("; export or copy the file again")
+    cure = "export the image as a volume" if "more sides" in reason else "export or copy the file again"
+    assert message.endswith(f"; {cure}")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("start", "kind", "cure"),
+    [
+        (bytes(128) + b"DICM", "a DICOM file", "dcm2niix"),
+        (b"NRRD0004\n", "an NRRD file", "convert it"),
+        (b"<!DOCTYPE html>", "a web page", "download"),
+        (b"PK\x03\x04", "a ZIP archive", "unpack"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS", "git lfs pull"),
+        (b"/annex/objects/MD5E-s1--x.nii.gz\n", "a pointer of git-annex", "git annex get"),
+    ],
+)
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_what_is_met_in_place_of_nifti(
+    tmp_path: Path, start: bytes, kind: str, cure: str, compress: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(compress(start + bytes(600)))
+    with pytest.raises(UnreadableVolumeError) as caught:
+        read_header(path)
+    assert caught.value.code == "not-nifti"
+    assert f"it is {kind}" in caught.value.reason
+    assert cure in caught.value.cure
 
 
 def test_every_cut_through_a_compressed_file_is_noticed(tmp_path: Path) -> None:

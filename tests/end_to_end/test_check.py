@@ -1,5 +1,6 @@
 """`fedqc check` as a site engineer uses it: exit codes, output, and nothing written where it should not."""
 
+import csv
 import hashlib
 import json
 import os
@@ -40,7 +41,7 @@ def test_a_clean_folder(fedqc: Run, site: Path, data: Path, capsys: pytest.Captu
     lines = capsys.readouterr().out.splitlines()
     assert "layout msd (detected), task ellipsoids" in lines
     assert "label value: 1 (10), 2 (10)" in lines
-    assert "10 of 10 cases can be used (10 patients, 2 references), 0 are left out, 0 have warnings" in lines
+    assert "10 of 10 cases can be used (10 patients, 2 references), 0 left out, 0 with warnings" in lines
     assert digest(data) == before
     assert len(list((site.parent / "cache" / "checks").iterdir())) == 10
 
@@ -53,10 +54,13 @@ def test_problems_are_named_with_their_fix(
     shutil.copyfile(data / "imagesTr" / "case_04.nii.gz", twin)
     assert fedqc("check", site) == 1
     out = capsys.readouterr().out
-    assert f"truncated: case case_03, {broken}: found a file that cannot be read" in out
+    example = out[out.index("truncated: case case_03, labelsTr/case_03.nii.gz\n") :].splitlines()
+    assert [line.split()[0] for line in example[1:4]] == ["found", "expected", "to"]
+    assert example[1].startswith(
+        "    found     a file that cannot be read: its compressed data end too early"
+    )
     assert "duplicate-image: case case_04" in out
-    assert "9 of 10 cases can be used" in out
-    assert "1 are left out, 2 have warnings" in out
+    assert "9 of 10 cases can be used (9 patients, 2 references), 1 left out, 2 with warnings" in out
 
 
 def test_json_for_machines(fedqc: Run, site: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,9 +92,9 @@ def test_the_report_writes_over_nothing_but_a_report(
     capsys.readouterr()
     listed = digest(site.parent)
     for wrong, reason in (
-        (site, "is there already and is no report; nothing is written over"),
-        (site.parent / "verified.csv", "is there already and is no report"),
-        (site.parent / "cache", "is a folder; name a file, such as"),
+        (site, "is there already and was not written by fedqc check; nothing is written over"),
+        (site.parent / "verified.csv", "is there already and was not written"),
+        (site.parent / "cache", "is a folder; name a file in it"),
         (site.parent / "nowhere" / "check.html", "there is no such folder; make it first"),
         (data / "check.html", "lies inside the data folder"),
     ):
@@ -99,6 +103,55 @@ def test_the_report_writes_over_nothing_but_a_report(
         assert message.startswith("error: ")
         assert reason in message
     assert digest(site.parent) == listed
+
+
+def test_all_problems_as_a_table(
+    fedqc: Run, site: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in (3, 5):
+        (data / "labelsTr" / f"case_0{number}.nii.gz").write_bytes(b"")
+    (data / "imagesTr" / "case_0x.nii.gz").write_bytes(b"")
+    path = site.parent / "problems.csv"
+    assert fedqc("check", site, "--csv", path) == 1
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["code"], row["severity"], row["case"]) for row in rows] == [
+        ("unexpected-file", "warning", ""),
+        ("empty-file", "error", "case_03"),
+        ("empty-file", "error", "case_05"),
+    ]
+    assert rows[0]["file"] == str(data / "imagesTr" / "case_0x.nii.gz")
+    assert all(row["found"] and row["expected"] and row["fix"] for row in rows)
+    assert fedqc("check", site, "--csv", path) == 1  # its own table is written over, nothing else is
+    capsys.readouterr()
+    assert fedqc("check", site, "--csv", site.parent / "verified.csv") == 2
+    assert "nothing is written over" in capsys.readouterr().err
+    assert (site.parent / "verified.csv").read_text() == "id\ncase_00\ncase_01\n"
+
+
+def test_a_folder_without_a_site(
+    fedqc: Run, data: Path, task_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = digest(data.parent)
+    assert fedqc("check", "--data", data, "--task", task_file) == 0
+    assert "10 of 10 cases can be used" in capsys.readouterr().out
+    assert digest(data.parent) == before  # and leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ((), "nothing to check; name a site.toml (`fedqc init site` writes one), or --data and --task"),
+        (("--data", "data"), "--task is missing"),
+        (("--task", "wmh"), "--data is missing"),
+        (("site.toml", "--task", "wmh"), "--task: stands in site.toml already"),
+    ],
+)
+def test_what_to_check_is_named_once(
+    fedqc: Run, capsys: pytest.CaptureFixture[str], *, options: tuple[str, ...], reason: str
+) -> None:
+    assert fedqc("check", *options) == 2
+    assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

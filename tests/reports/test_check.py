@@ -246,7 +246,7 @@ def test_pictures_are_of_cases_that_can_be_read(mixed: Site) -> None:
 def test_data_sheet_and_what_leaves_have_the_numbers_of_the_site(mixed: Site) -> None:
     path = mixed.build()
     assert "What the 4 usable cases of 4 patients are like" in text(section(path, "datasheet"))
-    assert "voxels along z 4 20 20 20" in text(section(path, "datasheet"))
+    assert "voxels along z 4 20 - 20 20 -" in text(section(path, "datasheet"))
     words = text(section(path, "leaves"))
     assert "tells something about 3 patients or more" in words
     assert "cases left out: unknown-label-value 2 2 held back left_out.unknown-label-value" in words

@@ -1,16 +1,19 @@
 """Where the files of each case are: how a data folder is laid out, one layout a file."""
 
 import inspect
+import itertools
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from fedqc.cases.layouts.base import CaseBuilder, CaseFiles, Layout, Listing
+from fedqc.cases.layouts.base import FILE_ENDINGS, CaseBuilder, CaseFiles, Layout, Listing, is_folder
 from fedqc.cases.layouts.table import read_ids
-from fedqc.errors import ConfigError, DataError
+from fedqc.errors import ConfigError, DataError, did_you_mean
 from fedqc.task import Task
 
 __all__ = ["CaseBuilder", "CaseFiles", "Layout", "Listing", "find_cases", "load_layouts", "read_ids"]
+
+_MOST_BELOW = 50  # files and folders that are looked at in search of a layout
 
 
 def load_layouts() -> dict[str, type[Layout]]:
@@ -57,7 +60,8 @@ def find_cases(root: Path, task: Task, layout: str | None = None) -> Listing:
     except OSError as error:
         raise DataError(f"{root}: cannot be read ({error.strerror}); give this user access to it") from None
     if not is_there:
-        raise DataError(f"{root}: there is no such folder; correct the path of the data")
+        what = "file" if root.suffix else "folder"
+        raise DataError(f"{root}: there is no such {what}; correct the path of the data")
     if is_empty:
         raise DataError(f"{root}: the folder is empty; put the data there or correct the path")
     layouts = load_layouts()
@@ -65,13 +69,35 @@ def find_cases(root: Path, task: Task, layout: str | None = None) -> Listing:
         layout = _detect(root, layouts)
     name, colon, option = layout.partition(":")
     if name not in layouts:
-        raise DataError(f"layout {name!r} is not known; known layouts: {', '.join(layouts)}")
+        raise DataError(
+            f"layout {name!r} is not known; {did_you_mean(name, layouts)}known layouts: {', '.join(layouts)}"
+        )
     listing = layouts[name](option if colon else None).find(root, task)
     return replace(listing, cases=sorted(listing.cases, key=lambda case: case.id), layout=layout)
 
 
+def _folders_in(root: Path) -> list[Path]:
+    """The first folders in a folder, if it is one."""
+    try:
+        return sorted(path for path in itertools.islice(root.iterdir(), _MOST_BELOW) if is_folder(path))
+    except OSError:
+        return []
+
+
 def _detect(root: Path, layouts: dict[str, type[Layout]]) -> str:
     fitting = [name for name, layout in layouts.items() if layout.detect(root)]
+    if not fitting and root.name.endswith(FILE_ENDINGS):
+        raise DataError(
+            f"{root}: is a single volume; name the folder of the cases, or a table that lists them"
+        )
+    below = [
+        f"{folder} (layout {name!r})"
+        for folder in (_folders_in(root) if not fitting else [])
+        for name, layout in layouts.items()
+        if layout.detect(folder)
+    ]
+    if below:
+        raise DataError(f"{root}: no layout fits, but one does a folder below; name {' or '.join(below[:3])}")
     if not fitting:
         needs = "; ".join(f"'{name}' needs {layout.needs}" for name, layout in layouts.items())
         raise DataError(f"{root}: no layout fits; {needs}")

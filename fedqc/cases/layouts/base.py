@@ -118,8 +118,8 @@ class CaseBuilder:
 
     def path(self, name: str) -> Path:
         """The path called `name` in the list; it may not name a place outside the folder."""
-        # No file's name has a NUL, and many functions trip over it.
-        path = PurePosixPath(name.replace("\0", "?"))
+        # No file's name has a NUL, many functions trip over it; lists made on Windows have backslashes.
+        path = PurePosixPath(name.replace("\0", "?").replace("\\", "/"))
         folders = (self._folder.absolute(), self._folder.resolve())
         is_outside = path.is_absolute() and not any(path.is_relative_to(folder) for folder in folders)
         if is_outside or ".." in path.parts or "\0" in name:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from fedqc.cases.layouts.base import is_file, read_json
+from fedqc.cases.layouts.base import CaseFiles, is_file, is_folder, nifti_names, read_json, unexpected
 from fedqc.cases.layouts.modalities import common_name
 from fedqc.cases.problems import Problem
 from fedqc.errors import DataError
@@ -111,6 +111,24 @@ def count_problems(path: Path, dataset: Mapping[str, Any], found: int) -> list[P
             expected=f"{expected!r} as 'numTraining' says",
             fix="copy or list the missing cases, or correct the number",
         )
+    ]
+
+
+def unlisted_problems(path: Path, cases: Sequence[CaseFiles]) -> list[Problem]:
+    """The NIfTI files that lie beside those of the list and are not listed themselves."""
+    listed = {file for case in cases for file in case.files}
+    folders = {file.parent for file in listed if file.is_relative_to(path.parent)}
+    return [
+        unexpected(
+            folder / name,
+            f"a file that {path.name} does not list",
+            f"a listed file, as the others in {folder.name} are",
+            "list it if it belongs to a case; else move it away",
+        )
+        for folder in sorted(folders)
+        if is_folder(folder)
+        for name in nifti_names(folder)
+        if folder / name not in listed
     ]
 
 

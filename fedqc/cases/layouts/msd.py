@@ -48,11 +48,13 @@ class MsdLayout(Layout):
             raise DataError(
                 f"{path}: 'training' is no list of cases; list {{'image': ..., 'label': ...}} there"
             )
+        cases = [self._case(path, number, entry) for number, entry in enumerate(training)]
         return Listing(
-            cases=[self._case(path, number, entry) for number, entry in enumerate(training)],
+            cases=cases,
             problems=[
                 *dataset_json.convention_problems(path, dataset, task),
                 *dataset_json.count_problems(path, dataset, len(training)),
+                *dataset_json.unlisted_problems(path, cases),
             ],
         )
 

@@ -50,6 +50,7 @@ class NnunetLayout(Layout):
         problems = dataset_json.convention_problems(path, content, task)
         if "dataset" in content:
             cases = self._listed(path, content["dataset"], order)
+            problems += dataset_json.unlisted_problems(path, cases)
         else:
             cases = self._found(root, ending, order, problems)
         problems += dataset_json.count_problems(path, content, len(cases))

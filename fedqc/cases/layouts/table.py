@@ -9,7 +9,9 @@ from fedqc.errors import DataError
 from fedqc.task import Task
 
 MAX_ROWS = 100_000
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_LONGEST_HEADER = 2**16  # characters
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_ENDINGS = (".csv", ".tsv")
 
 
 class TableLayout(Layout):
@@ -63,7 +65,10 @@ def read_ids(path: Path) -> frozenset[str]:
 def read_table(
     path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> list[tuple[int, dict[str, str]]]:
-    """Line number and cells, stripped, of each row that is not blank; `.tsv` is separated by tabs.
+    """Line number and cells, stripped, of each row that is not blank.
+
+    Cells are separated by commas, semicolons (as Excel writes a CSV where the comma is the decimal sign) or
+    tabs, whichever makes most of the columns out of the first line.
 
     Raises:
         DataError: there is no such file, a column is missing, or a row has another number of cells.
@@ -73,13 +78,20 @@ def read_table(
     check_length(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=_separator(path), strict=True)
+            separator = _separator(path, file.readline(_LONGEST_HEADER), (*columns, *optional))
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator, strict=True)
             header = [name.strip() for name in next(reader, [])]
             lines = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
             rows = list(itertools.islice((line for line in lines if any(line[1])), MAX_ROWS + 1))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{path}: is no text in UTF-8, so its letters cannot be told; save it again, in Excel as "
+            "'CSV UTF-8'"
+        ) from None
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table ({error}); save it as CSV in UTF-8") from None
-    _check_header(path, header, columns, optional)
+    _check_header(path, header, columns, optional, separator)
     if len(rows) > MAX_ROWS:
         raise DataError(f"{path}: has more than {MAX_ROWS} rows; split the data into several folders")
     for line, cells in rows:
@@ -92,17 +104,27 @@ def read_table(
 
 
 def _table(root: Path) -> Path:
-    if root.suffix.lower() in _SEPARATORS and not is_folder(root):
+    if root.suffix.lower() in _ENDINGS and not is_folder(root):
         return root
     csv_file, tsv_file = root / "cases.csv", root / "cases.tsv"
     return tsv_file if is_file(tsv_file) and not is_file(csv_file) else csv_file
 
 
-def _separator(path: Path) -> str:
-    return _SEPARATORS.get(path.suffix.lower(), ",")
+def _separator(path: Path, first_line: str, columns: tuple[str, ...]) -> str:
+    """What makes most of the columns out of the first line; if nothing does, what the ending says."""
+    known = {name.casefold() for name in columns}
+    of_ending = "\t" if path.suffix.lower() == ".tsv" else ","
+
+    def n_known(separator: str) -> int:
+        names = next(csv.reader([first_line], delimiter=separator), [])
+        return sum(name.strip().casefold() in known for name in names)
+
+    return max((of_ending, *_SEPARATORS), key=n_known)
 
 
-def _check_header(path: Path, header: list[str], columns: tuple[str, ...], optional: tuple[str, ...]) -> None:
+def _check_header(
+    path: Path, header: list[str], columns: tuple[str, ...], optional: tuple[str, ...], separator: str
+) -> None:
     """All columns must be there; other ones may be, but none that was meant to be one of them."""
     known = {name.casefold(): name for name in (*columns, *optional)}
     for name in header:
@@ -113,10 +135,7 @@ def _check_header(path: Path, header: list[str], columns: tuple[str, ...], optio
             raise DataError(f"{path}: column {name!r} occurs {header.count(name)} times; leave one of them")
     missing = [name for name in columns if name not in header]
     if missing:
-        separator = "tabs" if _separator(path) == "\t" else "commas"
-        semicolons = any(";" in name for name in header)
         raise DataError(
             f"{path}: column {', '.join(missing)} is missing; found {', '.join(header) or 'no header'}, "
-            f"expected {', '.join(columns)} separated by {separator}"
-            + (", not by semicolons; save the table again" if semicolons else "")
+            f"expected {', '.join(columns)}, separated by {_SEPARATORS[separator]}"
         )

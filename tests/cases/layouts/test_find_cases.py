@@ -140,7 +140,24 @@ def test_no_layout_fits(tmp_path: Path, task: Task) -> None:
     message = refusal(tmp_path, task)
     assert message.startswith(f"{tmp_path}: no layout fits; 'bids' needs folders sub-*/anat")
     assert "'csv' needs a cases.csv or cases.tsv" in message
-    assert "no layout fits" in refusal(tmp_path / "scan.nii.gz", task)
+    assert "is a single volume; name the folder" in refusal(tmp_path / "scan.nii.gz", task)
+
+
+def test_the_folder_below_is_meant(tmp_path: Path, task: Task) -> None:
+    make_files(tmp_path, "notes.txt", "set/cases.csv", "other/a.nii.gz")
+    message = refusal(tmp_path, task)
+    assert message.endswith(f"but one does a folder below; name {tmp_path / 'set'} (layout 'csv')")
+
+
+def test_a_misspelt_layout(tmp_path: Path, task: Task) -> None:
+    make_files(tmp_path, "cases.csv")
+    with pytest.raises(DataError, match=r"layout 'BIDS' is not known; did you mean 'bids'\? known layouts"):
+        find_cases(tmp_path, task, "BIDS")
+
+
+def test_a_table_that_is_not_there_is_a_file(tmp_path: Path, task: Task) -> None:
+    assert "there is no such file; correct" in refusal(tmp_path / "nope.csv", task)
+    assert "there is no such folder; correct" in refusal(tmp_path / "nope", task)
 
 
 def test_two_layouts_fit(tmp_path: Path, task: Task) -> None:

@@ -36,6 +36,15 @@ def test_cases_sorted_by_id(tmp_path: Path, task: Task) -> None:
     assert find_cases(tmp_path, task).layout == "msd"
 
 
+def test_a_file_that_is_not_listed(tmp_path: Path, task: Task) -> None:
+    write_dataset(tmp_path)
+    make_files(tmp_path, "imagesTr/b.nii.gz", "imagesTr/c.nii.gz", "imagesTr/notes.txt", "labelsTr/a.nii")
+    make_files(tmp_path, "imagesTs/d.nii.gz", "imagesTr/.e.nii.gz")
+    problem = only_problem(tmp_path, task)
+    assert (problem.code, problem.file) == ("unexpected-file", tmp_path / "imagesTr" / "c.nii.gz")
+    assert "dataset.json does not list" in problem.found
+
+
 def test_case_without_label(tmp_path: Path, task: Task) -> None:
     (case,) = cases_in(write_dataset(tmp_path, numTraining=1, training=[{"image": "a.nii.gz"}]), task)
     assert case.label is None

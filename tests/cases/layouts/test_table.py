@@ -96,7 +96,10 @@ def test_empty_cell_is_a_file_that_is_not_there(tmp_path: Path, two_modalities: 
         ("id,t1,T1,label\n", "found a column 't1', expected 'T1'"),
         ("id,T1,label,T1\n", "column 'T1' occurs 2 times; leave one of them"),
         ("id,T1,label,age,age\n", "column 'age' occurs 2 times"),
-        ("id;T1;label\n", "separated by commas, not by semicolons; save the table again"),
+        (
+            "id;T1;mask\n",
+            "column label is missing; found id, T1, mask, expected id, T1, label, separated by semi",
+        ),
     ],
 )
 def test_broken_table(tmp_path: Path, task: Task, text: str, part: str) -> None:
@@ -105,9 +108,28 @@ def test_broken_table(tmp_path: Path, task: Task, text: str, part: str) -> None:
     assert part in message
 
 
-def test_tabs_are_meant(tmp_path: Path, task: Task) -> None:
-    message = refusal(write_table(tmp_path, "id,T1,label\na,b,c\n", "cases.tsv"), task)
-    assert message.endswith("found id,T1,label, expected id, T1, label separated by tabs")
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("name", ["cases.csv", "cases.tsv"])
+def test_the_header_says_what_separates(tmp_path: Path, task: Task, separator: str, name: str) -> None:
+    rows = [["id", "T1", "label"], ["a", "b.nii", "c.nii"], ["d", "f, g.nii", "h;i.nii"]]
+    text = "\n".join(separator.join(f'"{cell}"' for cell in row) for row in rows)
+    write_table(tmp_path, text + "\n", name)
+    assert [case.images for case in cases_in(tmp_path, task)] == [
+        (tmp_path / "b.nii",),
+        (tmp_path / "f, g.nii",),
+    ]
+
+
+def test_tabs_are_expected_where_no_column_is_known(tmp_path: Path, task: Task) -> None:
+    message = refusal(write_table(tmp_path, "name,scan\na,b\n", "cases.tsv"), task)
+    assert message.endswith("found name,scan, expected id, T1, label, separated by tabs")
+
+
+def test_backslashes_of_windows_are_folders(tmp_path: Path, task: Task) -> None:
+    write_table(tmp_path, "id,T1,label\na,scans\\b.nii,..\\c.nii\n")
+    (case,) = find_cases(tmp_path, task).cases
+    assert case.images == (tmp_path / "scans" / "b.nii",)
+    assert [problem.code for problem in case.problems] == ["path-outside"]
 
 
 @pytest.mark.parametrize(
@@ -142,7 +164,7 @@ def test_modalities_that_differ_in_case_only(tmp_path: Path, task: Task) -> None
 
 def test_table_in_another_encoding(tmp_path: Path, task: Task) -> None:
     (tmp_path / "cases.csv").write_bytes("id,T1,label\nä,b,l\n".encode("latin-1"))
-    assert "save it as CSV in UTF-8" in refusal(tmp_path, task)
+    assert "is no text in UTF-8, so its letters cannot be told" in refusal(tmp_path, task)
 
 
 def test_ids_of_reference_cases(tmp_path: Path) -> None:
