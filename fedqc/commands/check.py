@@ -223,7 +223,8 @@ def _print_sheet(console: "Console", sheet: "DataSheet") -> None:
 
     table = Table(title="Usable cases", title_justify="left", box=SIMPLE_HEAD)
     for column in ("", "n", "smallest", "at", "median", "largest", "at"):
-        table.add_column(column, justify="left" if column in ("", "at") else "right")
+        is_text = column in ("", "at")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not column, overflow="fold")
     for row in spread_rows(sheet):
         table.add_row(*(escape(_plain(cell)) for cell in row))
     console.print(table)
@@ -248,7 +249,8 @@ def _print_problems(console: "Console", found: "SiteCheck", folder: Path) -> Non
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     table = Table(title="Problems", title_justify="left", box=SIMPLE_HEAD)
     for column in ("code", "severity", "cases", "such as"):
-        table.add_column(column, justify="right" if column == "cases" else "left")
+        is_count = column == "cases"
+        table.add_column(column, justify="right" if is_count else "left", overflow="fold")
     for code, problems in found.by_code().items():
         cases = list(dict.fromkeys(problem.case for problem in problems if problem.case is not None))
         names = ", ".join(cases[:3]) + (", ..." if len(cases) > 3 else "")

@@ -145,7 +145,10 @@ def _warned(check: SiteCheck) -> set[str]:
 
 def found_section(check: SiteCheck, site: SiteConfig) -> Section:
     """What was found, code by code."""
-    title, intro = "What was found", "One line for each kind of problem; the fix is that of most of them."
+    title, intro = (
+        "What was found",
+        "One line for each kind of problem, with what to do for most of its cases.",
+    )
     if not check.problems:
         note = Note("Nothing: every file could be read, and no check had anything to say.", "good")
         return Section("found", title, "", (note,))
@@ -212,11 +215,11 @@ def cases_section(check: SiteCheck, site: SiteConfig) -> Section:
         return 0 if problem.case not in ids else 1 if problem.case in left_out else 2
 
     problems = sorted(check.problems, key=rank)
-    caption = "Files are seen from the data folder. What to do stands above, and in `fedqc check --json`."
+    caption = "Files are seen from the data folder. What to do for each one is in `fedqc check --csv`."
     if len(problems) > MOST_ROWS:
         caption = (
-            f"The first {MOST_ROWS} of {count(len(problems))} problems; `fedqc check --json` prints all, "
-            "each with its fix. Files are seen from the data folder."
+            f"The first {MOST_ROWS} of {count(len(problems))} problems; `fedqc check --csv` writes all, "
+            "each with what to do. Files are seen from the data folder."
         )
     table = Table(
         "Every problem",
@@ -349,7 +352,9 @@ def datasheet_section(check: SiteCheck, task: Task) -> Section:
                 "In numbers",
                 ("what", "cases", "smallest", "at case", "median", "largest", "at case"),
                 tuple(spread_rows(sheet)),
-                "Intensities are the medians of the voxels that are not zero.",
+                "Intensities are medians of the voxels that are not zero. Where all cases are alike, none is "
+                "named.",
+                numeric=False,
             ),
             Table("How many cases have what", ("what", "cases"), tuple(_count_rows(check))),
         ),

@@ -309,7 +309,7 @@ def test_three_hundred_cases(make_site: Callable[..., Site]) -> None:
     found = len(site.check.problems)
     assert found > MOST_ROWS
     words = text(section(site.report, "cases"))
-    assert f"The first {MOST_ROWS} of {found} problems; fedqc check --json prints all" in words
+    assert f"The first {MOST_ROWS} of {found} problems; fedqc check --csv writes all" in words
     assert section(site.report, "cases").count("<tr>") == MOST_ROWS + 1
     shown = pictures(site.report)
     assert [title.partition(":")[0] for title in shown].count("tiny-islands") == 3
