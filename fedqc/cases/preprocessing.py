@@ -49,11 +49,11 @@ def preprocess(files: CaseFiles, task: Task) -> Case:
     Raises:
         DataError: the case has a problem (see `fedqc.cases.validation`).
     """
-    raw = read_case(files, task)
-    shape = raw.label.shape
+    raw, native_label = read_case(files, task)
+    shape = native_label.shape
     resampling = _Resampling.of(shape, raw.affine, task)
     channels, box = _non_zero_part(raw.channels, resampling)
-    label = resampling.label(raw.label)[box]
+    label = resampling.label(native_label)[box]
     starts = [_start(have, want) for have, want in zip(label.shape, task.size, strict=True)]
     return Case(
         id=files.id,

@@ -70,20 +70,6 @@ class RawImage:
     """[4, 4], from voxel indices to mm (RAS+)."""
 
 
-@dataclass(frozen=True, eq=False)
-class RawCase:
-    """A case as its files hold it, checked: one grid, no error."""
-
-    channels: tuple[NDArray[np.float32], ...]
-    """One volume [X, Y, Z] a modality."""
-    intensities: tuple[Intensities, ...]
-    """Of each modality."""
-    label: NDArray[np.uint8]
-    """[X, Y, Z], class indices."""
-    affine: NDArray[np.float64]
-    """[4, 4], from voxel indices to mm (RAS+)."""
-
-
 def inspect_case(files: CaseFiles, task: Task) -> Inspection:
     """Find everything that is wrong with one case; whatever its files hold, nothing is raised."""
     contents = _read(files, task, needs_label=True)
@@ -112,8 +98,11 @@ def inspect_case(files: CaseFiles, task: Task) -> Inspection:
     return Inspection(facts, tuple(problems))
 
 
-def read_case(files: CaseFiles, task: Task) -> RawCase:
+def read_case(files: CaseFiles, task: Task) -> tuple[RawImage, NDArray[np.uint8]]:
     """Read the files of one case.
+
+    Returns:
+        The image, and its label [X, Y, Z] of class indices on the same grid.
 
     Raises:
         DataError: the first error of the case.
@@ -124,7 +113,7 @@ def read_case(files: CaseFiles, task: Task) -> RawCase:
             raise DataError(str(problem))
     raw = contents.raw(task)
     assert raw.label is not None  # noqa: S101 - it would have been an error
-    return RawCase(channels=raw.channels, intensities=raw.intensities, label=raw.label, affine=raw.affine)
+    return raw, raw.label
 
 
 def inspect_image(files: CaseFiles, task: Task) -> tuple[RawImage | None, list[Problem]]:

@@ -115,7 +115,7 @@ def test_all_modalities_in_one_file(make_case: MakeCase, task: Task, image: Any)
     assert codes(make_case(image=np.stack([image, image], axis=-1)), two) == []
     assert codes(make_case(image=np.stack([image] * 3, axis=-1)), two) == ["wrong-dimensions"]
     assert codes(make_case(), two) == ["wrong-dimensions"]
-    raw = read_case(make_case(image=np.stack([image, 2 * image], axis=-1)), two)
+    raw, _ = read_case(make_case(image=np.stack([image, 2 * image], axis=-1)), two)
     assert np.array_equal(raw.channels[0], image)
     assert np.array_equal(raw.channels[1], 2 * image)
 
@@ -232,10 +232,10 @@ def test_random_damage_never_raises(make_case: MakeCase, task: Task, image: Any)
 
 
 def test_read_case_gives_class_indices(make_case: MakeCase, task: Task, image: Any, label: Any) -> None:
-    raw = read_case(make_case(), task)
+    raw, classes = read_case(make_case(), task)
     assert np.array_equal(raw.channels, [image])
-    assert np.array_equal(raw.label, np.where(label == 5, 2, label))
-    assert raw.label.dtype == np.uint8
+    assert np.array_equal(classes, np.where(label == 5, 2, label))
+    assert classes.dtype == np.uint8
 
 
 def test_read_case_refuses_a_case_with_a_problem(make_case: MakeCase, task: Task, label: Any) -> None:
