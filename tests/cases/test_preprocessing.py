@@ -223,7 +223,7 @@ def test_full_label_on_the_files_own_grid_is_the_same(make_case: MakeCase, task:
 def test_case_with_a_problem_is_refused(make_case: MakeCase, task: Task, image: Any) -> None:
     image[0, 0, 0] = np.nan
     files = make_case(image=image)
-    with pytest.raises(DataError, match=r"case case-1, .*found 1 voxels that are NaN"):
+    with pytest.raises(DataError, match=r"case case-1, .*found 1 voxel of NaN"):
         preprocess(files, task)
 
 
