@@ -218,9 +218,35 @@ class QCConfig(FrozenModel):
 class AveragingConfig(FrozenModel):
     """How updates become the next global model."""
 
-    strategy: Literal["fedavg"] = "fedavg"
+    strategy: Literal["fedavg", "fedprox", "fedadam", "trimmed-mean", "median"] = "fedavg"
     norm_factor: float = Field(default=10.0, gt=1)
     """An update is refused when its L2 norm is more than this many times the round's median."""
+    proximal: float = Field(default=0.01, gt=0)
+    """FedProx: how strongly a site's training is held to the model it started from (mu)."""
+    learning_rate: float = Field(default=0.01, gt=0)
+    """FedAdam: of the server's Adam (eta)."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """FedAdam: share of the mean that stays from the rounds before (beta 1)."""
+    second_momentum: float = Field(default=0.99, ge=0, lt=1)
+    """FedAdam: share of the mean square that stays (beta 2)."""
+    adaptivity: float = Field(default=1e-3, gt=0)
+    """FedAdam: the larger, the less steps adapt to each weight (tau)."""
+    trim: float = Field(default=0.2, gt=0, lt=0.5)
+    """Trimmed mean: share of the sites that is left out at each end; one at least, of three or more."""
+
+    @model_validator(mode="after")
+    def _only_what_the_strategy_uses(self) -> Self:
+        own = {
+            "proximal": "fedprox",
+            **dict.fromkeys(("learning_rate", "momentum", "second_momentum", "adaptivity"), "fedadam"),
+            "trim": "trimmed-mean",
+        }
+        for key, strategy in own.items():
+            is_changed = getattr(self, key) != type(self).model_fields[key].default
+            if is_changed and strategy != self.strategy:
+                msg = f"{key} is for strategy {strategy!r}, the strategy is {self.strategy!r}; leave it out"
+                raise ValueError(msg)
+        return self
 
 
 class CurationConfig(FrozenModel):

@@ -401,7 +401,7 @@ def _trained(run: Run, stage: str) -> tuple[Weights, TrainingState]:
         raise ConfigError(
             f"{run.folder.path}: no {stage} model was trained in this run; run train.{stage} too"
         )
-    return found
+    return found.weights, found.state
 
 
 def _provenance(state: TrainingState) -> Provenance:
