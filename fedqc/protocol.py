@@ -167,6 +167,8 @@ class TrainRequest(QCModelRequest):
     kind: ClassVar[str] = "train.qc"
 
     rounds: int = Field(ge=1)
+    proximal: float = Field(default=0.0, ge=0)
+    """mu of FedProx; 0 with every other strategy."""
 
 
 class CrossCheckRequest(QCModelRequest):
@@ -204,6 +206,8 @@ class TrainSegmentationRequest(SegmentationRequest):
     kind: ClassVar[str] = "train.segmentation"
 
     rounds: int = Field(ge=1)
+    proximal: float = Field(default=0.0, ge=0)
+    """As in `TrainRequest`."""
 
 
 class EvaluateSegmentationRequest(SegmentationRequest):

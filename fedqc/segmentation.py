@@ -106,6 +106,7 @@ class Segmentation:
             total_steps=plan.rounds * plan.steps,
             first_step=(plan.round - 1) * plan.steps,
             warmup_steps=WARMUP_STEPS,
+            proximal=plan.proximal,
         )
         compute = compute.for_training(self.shortest_axis)
         rng = generator(plan.seed, "train", "segmentation", plan.site, plan.round)

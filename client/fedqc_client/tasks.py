@@ -318,6 +318,7 @@ def _plan(
         rounds=request.rounds,
         steps=training.local_steps,
         batch_size=training.batch_size,
+        proximal=request.proximal,
     )
 
 

@@ -104,6 +104,7 @@ class QCResUNetMethod(Method):
             total_steps=plan.rounds * plan.steps,
             first_step=first_step,
             warmup_steps=50,
+            proximal=plan.proximal,
         )
         compute = compute.for_training(self.shortest_axis)
         rng = generator(plan.seed, "train", plan.site, plan.round)

@@ -221,7 +221,12 @@ def train_segmentation(run: Run) -> None:
 
     def request(weights: Weights, number: int) -> Request:
         return TrainSegmentationRequest(
-            **run.common(), segmentation=config, weights=weights, round=number, rounds=config.rounds
+            **run.common(),
+            segmentation=config,
+            weights=weights,
+            round=number,
+            rounds=config.rounds,
+            proximal=_proximal(run),
         )
 
     stage = Stage(
@@ -351,7 +356,12 @@ def _qc_stage(run: Run, name: str, rounds: int, *, minimum: int) -> Stage:
 
     def request(weights: Weights, number: int) -> Request:
         return TrainRequest(
-            **run.common(), qc=_qc_for_sites(run), weights=weights, round=number, rounds=rounds
+            **run.common(),
+            qc=_qc_for_sites(run),
+            weights=weights,
+            round=number,
+            rounds=rounds,
+            proximal=_proximal(run),
         )
 
     return Stage(
@@ -363,6 +373,12 @@ def _qc_stage(run: Run, name: str, rounds: int, *, minimum: int) -> Stage:
         request=request,
         initial=lambda: _initial_qc(run),
     )
+
+
+def _proximal(run: Run) -> float:
+    """FedProx's mu; 0 with every other strategy."""
+    averaging = run.config.averaging
+    return averaging.proximal if averaging.strategy == "fedprox" else 0.0
 
 
 def _initial_qc(run: Run) -> Weights:

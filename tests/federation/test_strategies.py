@@ -1,0 +1,100 @@
+"""Strategies of averaging in whole runs; their arithmetic is in test_averaging.py."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fedqc_server.fedadam import Moments, adam_step
+from fedqc_server.run_folder import listening
+from flwr.app import Message
+
+from fedqc.config import AveragingConfig
+from fedqc.protocol import Weights, weights_from_record
+from tests.federation.runs import RecordingGrid, Sites, model_bytes, run, weights
+
+pytestmark = pytest.mark.usefixtures("tiny_method_throughout", "no_report")
+
+QC_ONLY = ["train.qc"]
+
+
+@pytest.fixture
+def sites(make_site: Callable[..., Path]) -> Sites:
+    return {name: make_site(name) for name in ("a", "b", "c")}
+
+
+def bodies(grid: RecordingGrid, kind: str) -> list[dict[str, Any]]:
+    """What the sites were asked in messages of a kind."""
+    asked: list[Message] = [request for _, request in grid.asked if request.metadata.message_type == kind]
+    return [json.loads(str(request.content.config_records["request"]["body"])) for request in asked]
+
+
+def updates(grid: RecordingGrid, round_number: int) -> list[Weights]:
+    """What the sites answered in a round of QC training."""
+    return [
+        weights_from_record(reply.content.array_records["weights"])
+        for _, reply in grid.sent
+        if reply.metadata.message_type == "train.qc" and reply.metadata.group_id == str(round_number)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("averaging", "mu"), [('strategy = "fedprox"\nproximal = 0.5', 0.5), ('strategy = "median"', 0.0)]
+)
+def test_sites_are_told_how_strongly_they_are_held(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, averaging: str, mu: float
+) -> None:
+    grid = RecordingGrid(sites)
+    run(grid, make_federation(sites, averaging=averaging), tmp_path / "run")
+    for kind in ("train.qc", "train.segmentation"):
+        assert {body["proximal"] for body in bodies(grid, kind)} == {mu}
+
+
+def test_the_model_is_the_median_of_the_updates(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    grid = RecordingGrid(sites)
+    run(
+        grid,
+        make_federation(sites, rounds=1, averaging='strategy = "median"'),
+        tmp_path / "run",
+        only=QC_ONLY,
+    )
+    sent = updates(grid, 1)
+    assert len(sent) == len(sites)
+    for name, values in weights(tmp_path / "run").items():
+        expected = np.median([update[name] for update in sent], axis=0)
+        np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+def test_fedadam_remembers_over_rounds_and_over_a_cut(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    federation = make_federation(sites, rounds=3, averaging='strategy = "fedadam"\nlearning_rate = 0.05')
+    grid = RecordingGrid(sites)
+    run(grid, federation, tmp_path / "run", only=QC_ONLY)
+    config = AveragingConfig(strategy="fedadam", learning_rate=0.05)
+    sent = {
+        number: weights_from_record(request.content.array_records["weights"])
+        for _, request in grid.asked
+        if request.metadata.message_type == "train.qc"
+        for number in [int(request.metadata.group_id)]
+    }
+    current, moments = sent[1], Moments()
+    for number in (1, 2, 3):
+        answers = updates(grid, number)
+        mean = {name: np.mean([one[name] for one in answers], axis=0) for name in current}
+        current, moments = adam_step(current, mean, moments, number, config)
+    for name, values in weights(tmp_path / "run").items():
+        np.testing.assert_allclose(values, current[name], rtol=1e-4, atol=1e-6)
+
+    def stop(event: dict[str, Any]) -> None:
+        if event["event"] == "round-finished" and event["round"] == 2:
+            raise KeyboardInterrupt
+
+    with listening(stop), pytest.raises(KeyboardInterrupt):
+        run(RecordingGrid(sites), federation, tmp_path / "cut", only=QC_ONLY)
+    run(RecordingGrid(sites), federation, tmp_path / "cut", only=QC_ONLY, resume=True)
+    assert model_bytes(tmp_path / "cut") == model_bytes(tmp_path / "run")
