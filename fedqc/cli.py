@@ -93,6 +93,53 @@ app.command()(check.check)
 
 
 @app.command()
+def server(
+    federation: Annotated[Path, typer.Argument(help="The federation.toml.")],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the run; one that was cut off goes on.", show_default="runs/NAME beside the file"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides everything that is drawn.")] = 0,
+) -> None:
+    """Lead a federation: wait for the sites, train, curate, report; and go on where a run was cut off.
+
+    Starts Flower's server and the gateway in front of it, and stops both in the end. Exit code 0: the run is
+    completed; 3: it failed, and the same command goes on with it.
+    """
+    from rich.console import Console
+
+    from fedqc.config import load_federation
+    from fedqc.display import Display
+    from fedqc_server.launch import serve
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    folder = out or federation.resolve().parent / "runs" / load_federation(federation).name
+    with Display(console) as display:
+        serve(federation, folder, seed=seed, say=display.say, listener=display.listen)
+    console.print(f"see {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def client(
+    site: Annotated[Path, typer.Argument(help="The site.toml.")],
+) -> None:
+    """Take part in a federation as a site, until stopped with Ctrl-C.
+
+    Only connects outwards, to the coordinator; nothing listens for the network.
+    """
+    from rich.console import Console
+
+    from fedqc.display import Display
+    from fedqc_client.launch import serve_site
+
+    with Display(Console(width=None if sys.stdout.isatty() else 100)) as display:
+        serve_site(site, say=display.say)
+
+
+@app.command()
 def simulate(
     federation: Annotated[
         Path | None, typer.Argument(help="A federation.toml; options given here beat it.", show_default=False)

@@ -4,6 +4,7 @@ Both are read into frozen models. Whatever is wrong with a file (syntax, an unkn
 becomes one `ConfigError` that names the file, the key, what was found and what is allowed.
 """
 
+import ipaddress
 import re
 import tomllib
 from pathlib import Path
@@ -153,6 +154,8 @@ class SitesConfig(FrozenModel):
     expected: tuple[SiteName, ...] = ()
     minimum: int = Field(default=2, ge=1)
     wait: Seconds = 1800.0
+    keys: Path = Path("keys")
+    """Folder of the sites' public keys, NAME.pub each."""
 
     @model_validator(mode="after")
     def _no_site_twice(self) -> Self:
@@ -278,6 +281,52 @@ class PrivacyConfig(FrozenModel):
     min_count: int = Field(default=10, ge=1)
 
 
+class ServerConfig(FrozenModel):
+    """Where the coordinator listens, and what stands in front of it."""
+
+    address: Annotated[str, AfterValidator(_address)] = "127.0.0.1:8443"
+    """Host and port that sites reach; 0.0.0.0 is every address of this machine."""
+    gateway: Literal["nginx", "external", "none"] = "nginx"
+    """nginx: started here; external: an administrator runs it; none: only on a loopback address."""
+    certificate: Path | None = None
+    """What sites are shown, with all that vouches for it but their own authority (PEM)."""
+    key: Path | None = None
+    """Private key of the certificate."""
+
+    @property
+    def host(self) -> str:
+        """The host of the address, without the brackets of an IPv6 one."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port of the address."""
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody but this machine reaches the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Self:
+        if self.gateway == "none" and not self.is_loopback:
+            msg = (
+                f"gateway 'none' with the address {self.address}: Flower's server lets anyone who reaches it "
+                "run code at every site, so without a gateway it may only listen on 127.0.0.1"
+            )
+            raise ValueError(msg)
+        if (self.certificate is None) != (self.key is None):
+            msg = "certificate and key belong together; name both"
+            raise ValueError(msg)
+        return self
+
+
 class FederationConfig(FrozenModel):
     """`federation.toml`: one consortium and its run."""
 
@@ -289,6 +338,7 @@ class FederationConfig(FrozenModel):
     curation: CurationConfig = CurationConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    server: ServerConfig = ServerConfig()
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -315,8 +365,14 @@ def load_federation(path: Path) -> FederationConfig:
     """Read a `federation.toml`; its relative paths become absolute, seen from the file's folder."""
     federation = read_toml(path, FederationConfig)
     here = path.resolve().parent
-    qc = _with_absolute(here, federation.qc, "initial")
-    return federation.model_copy(update={"task": _task(here, federation.task), "qc": qc})
+    return federation.model_copy(
+        update={
+            "task": _task(here, federation.task),
+            "sites": _with_absolute(here, federation.sites, "keys"),
+            "qc": _with_absolute(here, federation.qc, "initial"),
+            "server": _with_absolute(here, federation.server, "certificate", "key"),
+        }
+    )
 
 
 def _with_absolute(here: Path, table: Model, *keys: str) -> Model:

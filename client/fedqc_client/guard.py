@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
@@ -21,7 +21,9 @@ from fedqc.cases.problems import ErrorCode as ErrorCodeOfCase
 from fedqc.config import SiteConfig, load_site
 from fedqc.curation.rules import Outcome as Decided
 from fedqc.errors import ConfigError, DataError, FedQCError, ModelError, ProtocolError, TrainingError
+from fedqc.files import write_json
 from fedqc.protocol import (
+    ERROR,
     ErrorCode,
     ErrorReply,
     HandshakeReply,
@@ -31,6 +33,7 @@ from fedqc.protocol import (
     StatisticsReply,
     TrainReply,
     Weights,
+    content_digest,
     reply_from_records,
     reply_to_records,
     request_from_records,
@@ -48,6 +51,8 @@ from fedqc.statistics.site import (
 from fedqc.task import Task, load_task
 from fedqc_client.ledger import Ledger
 
+ACTIVITY = "activity.json"
+"""In the site's results: the last message that came or went, for people."""
 LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
 MAX_LOSSES = 16
 
@@ -90,6 +95,8 @@ def answer(
         results = site.results
         request = request_from_records(message.content, model)
         to, number = request.federation, request.round
+        told = {"kind": model.kind, "to": to, "round": number, "rounds": getattr(request, "rounds", None)}
+        _tell(results, state="asked", **told)
         records = outgoing(work(site, request), site, request)
     except Exception as error:
         # Whatever it is: Flower would send its text.
@@ -101,6 +108,9 @@ def answer(
         # What is not written down does not leave; only this one word does.
         _log(results, model.kind, error)
         records = reply_to_records(ErrorReply(ErrorCode.LEDGER))
+    size, _ = content_digest(records)
+    state = "failed" if ERROR in records else "sent"
+    _tell(results, state=state, kind=model.kind, to=to, round=number, records=sorted(records), bytes=size)
     return Message(records, reply_to=message)
 
 
@@ -204,6 +214,13 @@ def _check_weights(sent: Weights, received: Weights) -> None:
             raise GuardError(f"weight {name!r} is {found}, it came as {came}")
         if not np.isfinite(values).all():
             raise GuardError(f"weight {name!r} is not finite")
+
+
+def _tell(results: Path, **activity: Any) -> None:
+    """Let whoever watches at the site know what is going on; nothing depends on it."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    with contextlib.suppress(OSError):
+        write_json(results / ACTIVITY, {"time": now, **activity})
 
 
 def _log(results: Path, kind: str, error: Exception) -> None:

@@ -1,0 +1,160 @@
+"""`fedqc client`: connects a site with its coordinator and keeps it connected until it is stopped.
+
+Flower's SuperNode runs beside this process, asks the coordinator for work over a connection that it opens,
+and starts a process of ours for each message. Whatever leaves goes through `fedqc_client.guard`.
+"""
+
+import json
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+
+from fedqc.config import SiteConfig, load_site
+from fedqc.credentials import credential_problems
+from fedqc.errors import ConfigError
+from fedqc.supervision import Service, stopping_at_the_end
+from fedqc_client.guard import ACTIVITY
+from fedqc_client.supernode import meaning_of, supernode_service
+
+CLOCK_BEHIND, CLOCK_AHEAD = -5.0, 305.0
+"""Seconds that this machine's clock may differ from the coordinator's: what Flower's signatures allow."""
+_LOOK = 0.5  # seconds between two looks
+
+Say = Callable[[str], None]
+
+
+def serve_site(site_file: Path, *, say: Say) -> None:
+    """Take part in a federation until somebody stops it.
+
+    Args:
+        site_file: the `site.toml`.
+        say: is told what a person at the terminal should know.
+
+    Raises:
+        ConfigError: the configuration, key or certificate cannot be used; nothing is started.
+        StopRequestedError: somebody stopped it.
+    """
+    site = load_site(site_file)
+    check_credentials(site)
+    say(greeting(site))
+    service = supernode_service(site, site_file)
+    follower = ActivityFollower(site.results / ACTIVITY)
+    with stopping_at_the_end([service]):
+        service.start()
+        while True:
+            _tend(service, say)
+            for line in follower.read():
+                say(line)
+            time.sleep(_LOOK)
+
+
+def check_credentials(site: SiteConfig) -> None:
+    """Refuse to start without what the coordinator and the site know each other by.
+
+    Raises:
+        ConfigError: with what is missing, or who else may read the key.
+    """
+    values = site.coordinator.model_dump()
+    missing = [f"[coordinator] {key}" for key in ("address", "ca", "key") if values[key] is None]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)}: missing in site.toml; the coordinator tells the address and sends the "
+            "certificate, fedqc init site makes the key"
+        )
+    if problems := credential_problems(site.coordinator):
+        raise ConfigError("; ".join(map(str, problems)))
+
+
+def greeting(site: SiteConfig) -> str:
+    """One look at the coordinator before Flower's program is started.
+
+    Returns:
+        What was seen. A coordinator that cannot be reached now may be there later.
+
+    Raises:
+        ConfigError: it is somebody else, or the clocks differ so much that no signature would count.
+    """
+    address = site.coordinator.address
+    try:
+        trusted = ssl.create_default_context(cafile=str(site.coordinator.ca))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"{site.coordinator.ca}: is no certificate ({error}); ask the coordinator for ca.crt"
+        ) from None
+    request = urllib.request.Request(f"https://{address}/", method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=10, context=trusted) as answer:  # noqa: S310
+            date = answer.headers.get("Date")
+    except urllib.error.HTTPError as refused:  # as it should be: nothing is to be seen there
+        date = refused.headers.get("Date")
+        refused.close()
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise ConfigError(
+                f"{address}: {meaning_of('CERTIFICATE_VERIFY_FAILED')} ({error.reason.verify_message})"
+            ) from None
+        return f"{address} cannot be reached now ({error.reason}); it is tried again until it can"
+    except OSError as error:
+        return f"{address} cannot be reached now ({error}); it is tried again until it can"
+    if date is not None:
+        ahead = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
+        if not CLOCK_BEHIND - 1 <= ahead <= CLOCK_AHEAD:  # the date has whole seconds
+            way = "ahead of" if ahead > 0 else "behind"
+            raise ConfigError(
+                f"this machine's clock is {abs(ahead):.0f} s {way} the coordinator's, and no signature would "
+                "count; set it by NTP (timedatectl set-ntp true)"
+            )
+    return f"{address} answers, its certificate is vouched for, the clocks agree"
+
+
+@dataclass
+class ActivityFollower:
+    """Reads what the guard writes down about messages as they come and go."""
+
+    path: Path
+    _seen: str | None = None
+
+    def read(self) -> list[str]:
+        """What is new, as lines for people."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            now: dict[str, Any] = json.loads(text)
+        except (OSError, ValueError):
+            return []
+        if self._seen is None:  # of a time before
+            self._seen = text
+            started = datetime.fromisoformat(now["time"])
+            if (datetime.now(UTC) - started).total_seconds() > 10:
+                return []
+        elif text == self._seen:
+            return []
+        self._seen = text
+        return [in_words(now)]
+
+
+def in_words(activity: dict[str, Any]) -> str:
+    """What the site is doing, as a line."""
+    what = str(activity["kind"])
+    if activity.get("round"):
+        what += f", round {activity['round']}"
+        if activity.get("rounds"):
+            what += f" of {activity['rounds']}"
+    moment = datetime.fromisoformat(activity["time"]).astimezone().strftime("%H:%M:%S")
+    if activity["state"] == "asked":
+        return f"{moment} {what}: asked by {activity['to']}, working"
+    if activity["state"] == "failed":
+        return f"{moment} {what}: could not be done; site.log says why, the coordinator learns one word"
+    return f"{moment} {what}: sends {', '.join(activity['records'])}, {activity['bytes']} bytes"
+
+
+def _tend(service: Service, say: Say) -> None:
+    status = service.tend()
+    if status is not None:
+        say(meaning_of(service.last_words()))

@@ -1,0 +1,193 @@
+"""`fedqc server`: everything a coordinator runs, started, watched and stopped by one command.
+
+The gateway, Flower's server and the starter of its processes run beside this process. The run itself is led
+by the ServerApp, which Flower starts; what it learns lies in the run's folder, and this process reads along.
+When a part dies it is started again, and when the ServerApp dies the run goes on as a new run of Flower's,
+from the last finished round.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedqc.certificates import check_site_key
+from fedqc.config import FederationConfig, load_federation
+from fedqc.errors import ConfigError, RunError
+from fedqc.supervision import Service, stopping_at_the_end
+from fedqc_server.gateway import gateway_service, write_configuration
+from fedqc_server.run_folder import Listener, RunFolder
+from fedqc_server.superlink import SuperLink
+
+PATIENCE = 60.0
+"""Seconds for Flower's server to answer after it was started."""
+TRIES_WITHOUT_PROGRESS = 3
+"""So many runs of Flower in a row may end without a new event of ours."""
+_LOOK = 0.5  # seconds between two looks
+_ASK_FLOWER = 15.0  # seconds without news before Flower is asked how the run is
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Follower:
+    """Reads the events of a run as they are written."""
+
+    folder: Path
+    listener: Listener
+    news: float = field(default_factory=time.monotonic)
+    """When the last event came."""
+    count: int = 0
+    _position: int = 0
+
+    def read(self) -> None:
+        """Hand on what is new."""
+        try:
+            with (self.folder / "events.jsonl").open("rb") as file:
+                file.seek(self._position)
+                content = file.read()
+        except FileNotFoundError:
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        self._position += len(whole)
+        for line in whole.splitlines():
+            self.news = time.monotonic()
+            self.count += 1
+            self.listener(json.loads(line))
+
+    def skip(self) -> None:
+        """Pass over what was there before."""
+        path = self.folder / "events.jsonl"
+        self._position = path.stat().st_size if path.exists() else 0
+
+
+def serve(federation: Path, out: Path, *, seed: int, say: Say, listener: Listener) -> None:
+    """Lead a federation to its end, or go on with one that was cut off.
+
+    Args:
+        federation: the `federation.toml`.
+        out: the run's folder; a run that is in it goes on.
+        seed: of the run.
+        say: is told what a person at the terminal should know.
+        listener: is told every event of the run.
+
+    Raises:
+        ConfigError: the configuration cannot be used; nothing is started.
+        FedQCError: the run failed; starting the same command again goes on with it.
+        StopRequestedError: somebody stopped it.
+    """
+    config = load_federation(federation)
+    keys = site_keys(config)
+    folder = RunFolder(out.resolve(), resume=True)
+    if folder.record.get("outcome") == "completed":
+        say(f"the run in {out} is completed already; see {folder.path / 'report.html'}")
+        return
+    folder.path.mkdir(parents=True, exist_ok=True)
+    superlink = SuperLink.prepare(folder.path / "flower", folder.path / "state.db")
+    logs = folder.path / "logs"
+    told = {"federation": str(federation.resolve()), "out": str(folder.path), "seed": seed, "resume": True}
+    services: list[Service] = list(superlink.services(logs, told))
+    server = config.server
+    if server.gateway != "none":
+        written = write_configuration(server, superlink.upstream, folder.path / "gateway", name=config.name)
+        if server.gateway == "nginx":
+            services.append(gateway_service(written, server))
+        else:
+            say(f"the gateway's configuration is in {written}; include it in the http block of your nginx")
+    with stopping_at_the_end(services):
+        for service in services:
+            service.start()
+        _wait_until_up(superlink, services)
+        superlink.register(keys)
+        reached = server.address if server.gateway != "none" else superlink.address
+        say(f"listening on {reached}; sites: {', '.join(sorted(keys))}; the run's folder is {folder.path}")
+        _lead(superlink, services, folder.path, say, listener)
+
+
+def site_keys(config: FederationConfig) -> dict[str, Path]:
+    """The public key of each expected site.
+
+    Raises:
+        ConfigError: no site is named, or a key is missing or none that Flower can use.
+    """
+    if not config.sites.expected:
+        raise ConfigError(
+            "[sites] expected is empty; a federation between machines names its sites, for each is let in by "
+            "its own key"
+        )
+    keys = {site: config.sites.keys / f"{site}.pub" for site in config.sites.expected}
+    missing = [str(path) for path in keys.values() if not path.is_file()]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)}: there is no such file; put the public key there that fedqc init site "
+            "made at the hospital, or take the site out of [sites] expected"
+        )
+    for path in keys.values():
+        check_site_key(path)
+    return keys
+
+
+def _wait_until_up(superlink: SuperLink, services: list[Service]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not superlink.is_up():
+        if time.monotonic() > end or not services[0].is_running:
+            raise RunError(f"Flower's server does not start; it says:\n{services[0].last_words(10)}")
+        time.sleep(_LOOK)
+
+
+def _lead(superlink: SuperLink, services: list[Service], folder: Path, say: Say, listener: Listener) -> None:
+    """Have Flower run the ServerApp until the run is at its end."""
+    follower = Follower(folder, listener)
+    follower.skip()
+    tries = 0
+    while tries < TRIES_WITHOUT_PROGRESS:
+        before, ended = follower.count, _record(folder).get("finished")
+        _follow(superlink, services, superlink.submit(), follower, say)
+        record = _record(folder)
+        if record.get("finished") != ended:  # else that is how the run before ended
+            if record.get("outcome") == "completed":
+                return
+            if record.get("outcome") == "failed":
+                raise RunError(f"{record.get('reason')}; start the same command again to go on")
+        tries = tries + 1 if follower.count == before else 0
+        say("the run was cut off; it goes on from the last finished round")
+    words = services[1].last_words(15)
+    raise RunError(f"the run does not start, {tries} times in a row; Flower says:\n{words}")
+
+
+def _follow(superlink: SuperLink, services: list[Service], run_id: str, follower: Follower, say: Say) -> None:
+    """Watch one run of Flower's until it ended, and keep the services alive meanwhile."""
+    asked, ended = time.monotonic(), _record(follower.folder).get("finished")
+    while True:
+        for service in services:
+            status = service.tend()
+            if status is not None:
+                say(f"{service.name} ended with status {status}; it is started again")
+        follower.read()
+        now = time.monotonic()
+        is_over = _record(follower.folder).get("finished") not in (ended, None)
+        if is_over or now - max(asked, follower.news) > _ASK_FLOWER:
+            asked = now
+            if _is_finished(superlink, run_id):
+                follower.read()
+                return
+        time.sleep(_LOOK)
+
+
+def _is_finished(superlink: SuperLink, run_id: str) -> bool:
+    """Whether Flower says that a run is over; a server that is just starting again says nothing."""
+    try:
+        return superlink.status(run_id).startswith(("finished", "unknown"))
+    except RunError:
+        return False
+
+
+def _record(folder: Path) -> Mapping[str, Any]:
+    """`run.json`, where it is there."""
+    try:
+        values: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values

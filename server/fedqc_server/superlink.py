@@ -1,0 +1,235 @@
+"""Flower's server side as processes and commands: the one place of the coordinator that knows their names.
+
+SuperLink keeps messages and speaks with the sites; SuperExec starts the ServerApp. Flower has no stable way
+in from Python, so its commands are called, with a home folder of their own.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from fedqc.certificates import make_server_files
+from fedqc.errors import RunError
+from fedqc.files import write_json
+from fedqc.supervision import Service
+from fedqc_server.gateway import Upstream
+
+LOOPBACK = "127.0.0.1"
+RUN_VARIABLE = "FEDQC_RUN"
+"""Environment variable with what the ServerApp is told, as JSON. The run's configuration goes to the sites,
+too, and they need not know the coordinator's paths."""
+
+_CONNECTION = "fedqc"
+_SECONDS = 60  # for a command of Flower
+_ENVIRONMENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+# What every site gets: no code, only the names of what it has installed.
+_BUNDLE = {
+    "project": {"name": "fedqc-run", "version": "1.0.0", "description": "", "dependencies": []},
+    "tool": {
+        "flwr": {
+            "app": {
+                "publisher": "fedqc",
+                "fab-include": ["README.md"],
+                "components": {"serverapp": "fedqc_server.app:app", "clientapp": "fedqc_client.app:app"},
+                "config": {},
+            }
+        }
+    },
+}
+
+
+@dataclass(frozen=True)
+class SuperLink:
+    """Flower's server of one run."""
+
+    folder: Path
+    """Of everything that it and its commands write; for the owner only."""
+    database: Path
+    port: int
+
+    @classmethod
+    def prepare(cls, folder: Path, database: Path) -> "SuperLink":
+        """Make ready what it needs: a home, a certificate for the loopback address, a secret, the bundle.
+
+        The certificate is made anew at each start; nobody but the gateway and Flower's own processes sees it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        with socket.create_server((LOOPBACK, 0)) as probe:
+            port: int = probe.getsockname()[1]
+        self = cls(folder, database, port)
+        shutil.rmtree(self._tls, ignore_errors=True)
+        make_server_files(self._tls, [LOOPBACK], name="fedqc on this machine")
+        self._secret.unlink(missing_ok=True)
+        with os.fdopen(os.open(self._secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        connection = {"address": self.address, "root-certificates": str(self._tls / "ca.crt")}
+        settings = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
+        (folder / "config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+        bundle = folder / "bundle"
+        bundle.mkdir(exist_ok=True)
+        (bundle / "pyproject.toml").write_text(tomli_w.dumps(_BUNDLE), encoding="utf-8")
+        (bundle / "README.md").write_text("Every site runs its own fedqc; this bundle has no code.\n")
+        return self
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
+    def upstream(self) -> Upstream:
+        """What the gateway has to know."""
+        return Upstream(self.port, self._tls / "ca.crt")
+
+    @property
+    def _tls(self) -> Path:
+        return self.folder / "tls"
+
+    @property
+    def _secret(self) -> Path:
+        return self.folder / "superexec.secret"
+
+    def services(self, logs: Path, run: Mapping[str, Any]) -> tuple[Service, Service]:
+        """SuperLink and SuperExec.
+
+        Args:
+            logs: folder of their logs.
+            run: what the ServerApp is told, see `fedqc_server.app`.
+        """
+        environment = self._environment()
+        superlink = Service(
+            "superlink",
+            [
+                _command("flower-superlink"),
+                *("--host", LOOPBACK, "--port", str(self.port)),
+                *("--ssl-certfile", str(self._tls / "server.crt")),
+                *("--ssl-keyfile", str(self._tls / "server.key")),
+                *("--ssl-ca-certfile", str(self._tls / "ca.crt")),
+                *("--isolation", "process", "--database", str(self.database)),
+                *("--superexec-auth-secret-file", str(self._secret)),
+                "--enable-supernode-auth",
+                "--disable-runtime-dependency-installation",
+            ],
+            logs / "superlink.log",
+            environment,
+        )
+        superexec = Service(
+            "superexec",
+            [
+                _command("flower-superexec"),
+                *("--runtime-api-address", self.address),
+                *("--root-certificates", str(self._tls / "ca.crt")),
+                *("--superexec-auth-secret-file", str(self._secret)),
+                *("--parent-pid", str(os.getpid())),
+            ],
+            logs / "superexec.log",
+            {**environment, RUN_VARIABLE: json.dumps(dict(run))},
+        )
+        return superlink, superexec
+
+    def is_up(self) -> bool:
+        """Whether it answers."""
+        trusted = ssl.create_default_context(cafile=str(self._tls / "ca.crt"))
+        try:
+            with urllib.request.urlopen(
+                f"https://{self.address}/health", timeout=5, context=trusted
+            ) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def register(self, keys: Mapping[str, Path]) -> None:
+        """Let in exactly these sites, by their public keys.
+
+        A key that was let in before and is not among them any more is shut out.
+
+        Raises:
+            RunError: Flower refuses a key.
+        """
+        memory = self.folder / "registered.json"
+        known: dict[str, dict[str, str]] = json.loads(memory.read_text()) if memory.exists() else {}
+        wanted = {site: " ".join(path.read_text().split()[:2]) for site, path in keys.items()}
+        for site in [name for name, entry in known.items() if wanted.get(name) != entry["key"]]:
+            self._flwr("supernode", "unregister", known[site]["node"], _CONNECTION)
+            del known[site]
+            write_json(memory, known)
+        for site in sorted(set(wanted) - set(known)):
+            answer = self._flwr("supernode", "register", str(keys[site]), _CONNECTION, "--name", site)
+            known[site] = {"key": wanted[site], "node": str(answer["node-id"])}
+            write_json(memory, known)
+
+    def submit(self) -> str:
+        """Start the run; returns Flower's id of it.
+
+        Raises:
+            RunError: Flower does not take it.
+        """
+        return str(self._flwr("run", str(self.folder / "bundle"), _CONNECTION)["run-id"])
+
+    def status(self, run_id: str) -> str:
+        """What Flower says of a run: `pending`, `running`, `finished:completed` and so on.
+
+        Raises:
+            RunError: Flower does not say.
+        """
+        runs = self._flwr("list", "--run-id", run_id, _CONNECTION)["runs"]
+        return str(runs[0]["status"]) if runs else "unknown"
+
+    def stop(self, run_id: str) -> None:
+        """Stop a run.
+
+        Raises:
+            RunError: Flower does not.
+        """
+        self._flwr("stop", run_id, _CONNECTION)
+
+    def _environment(self) -> dict[str, str]:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        return {**_ENVIRONMENT, "FLWR_HOME": str(self.folder), "PATH": path}
+
+    def _flwr(self, *arguments: str) -> dict[str, Any]:
+        """Call `flwr`, which prints JSON."""
+        command: Sequence[str] = [_command("flwr"), *arguments, "--format", "json"]
+        try:
+            done = subprocess.run(  # noqa: S603 - a list, no shell
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_SECONDS,
+                env={**os.environ, **self._environment()},
+            )
+            answer = json.loads(done.stdout[done.stdout.index("{") :])
+        except subprocess.TimeoutExpired:
+            raise RunError(
+                f"flwr {arguments[0]}: no answer from Flower's server within {_SECONDS} s"
+            ) from None
+        except ValueError:
+            raise RunError(f"flwr {arguments[0]}: {(done.stderr or done.stdout).strip()}") from None
+        if not isinstance(answer, dict) or not answer.get("success", True):
+            raise RunError(f"flwr {arguments[0]}: {answer}")
+        return answer
+
+
+def _command(name: str) -> str:
+    """A program that was installed beside this Python."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name) or name
