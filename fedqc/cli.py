@@ -109,11 +109,11 @@ def server(
     Starts Flower's server and the gateway in front of it, and stops both in the end. Exit code 0: the run is
     completed; 3: it failed, and the same command goes on with it.
     """
+    from fedqc_server.launch import serve
     from rich.console import Console
 
     from fedqc.config import load_federation
     from fedqc.display import Display
-    from fedqc_server.launch import serve
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     folder = out or federation.resolve().parent / "runs" / load_federation(federation).name
@@ -130,10 +130,10 @@ def client(
 
     Only connects outwards, to the coordinator; nothing listens for the network.
     """
+    from fedqc_client.launch import serve_site
     from rich.console import Console
 
     from fedqc.display import Display
-    from fedqc_client.launch import serve_site
 
     with Display(Console(width=None if sys.stdout.isatty() else 100)) as display:
         serve_site(site, say=display.say)

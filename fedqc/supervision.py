@@ -8,6 +8,7 @@ a terminal reaches only the parent, which then stops them in turn.
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,12 @@ def stopping_at_the_end(services: Sequence[Service]) -> Iterator[None]:
             service.stop()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def find_program(name: str) -> str:
+    """A program that was installed beside this Python, or else the first on the path."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name) or name
 
 
 def _end_with_parent() -> None:

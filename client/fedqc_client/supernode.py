@@ -12,7 +12,7 @@ from pathlib import Path
 import tomli_w
 
 from fedqc.config import SiteConfig
-from fedqc.supervision import Service
+from fedqc.supervision import Service, find_program
 
 _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -64,7 +64,7 @@ def supernode_service(site: SiteConfig, site_file: Path) -> Service:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [
-        str(Path(sys.executable).parent / "flower-supernode"),
+        find_program("flower-supernode"),
         *("--superlink", str(coordinator.address)),
         *("--root-certificates", str(coordinator.ca)),
         *("--auth-supernode-private-key", str(coordinator.key)),

@@ -51,7 +51,12 @@ def site(
     ] = None,
     address: Annotated[str | None, typer.Option(help="Host and port of the coordinator.")] = None,
     ca: Annotated[Path | None, typer.Option(help="Certificate that the coordinator sent.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Private key of the site.")] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key of the site; made where there is none.", show_default="NAME.key beside the file"
+        ),
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Describe a site: its name, its data and what it allows.
@@ -107,6 +112,17 @@ def federation(
     min_count: Annotated[
         int | None, typer.Option(help="Fewest patients behind any number that leaves a site.")
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Make certificates for the server that sites reach under this name or address, or several, "
+            "separated by commas."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Host and port where the server listens.", show_default="0.0.0.0:8443 with --host"),
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Describe a federation: its sites, how the models are trained, what is kept.
@@ -125,5 +141,7 @@ def federation(
         "--threshold": threshold,
         "--segmentation-rounds": segmentation_rounds,
         "--min-count": min_count,
+        "--host": host,
+        "--address": address,
     }
     init_federation(path, options, asking=_may_ask(yes))

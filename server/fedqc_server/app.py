@@ -9,6 +9,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedqc.config import load_federation
 from fedqc.errors import ConfigError
+from fedqc_server import limits
 from fedqc_server.phases import run_federation
 from fedqc_server.run_folder import RunFolder
 from fedqc_server.superlink import RUN_VARIABLE
@@ -25,6 +26,7 @@ def main(grid: Grid, context: Context) -> None:
     and the seed; `resume` (default False) goes on with a run in that folder, `phases` (default all) names the
     phases wanted, separated by commas.
     """
+    limits.install()
     settings = {**context.run_config, **json.loads(os.environ.get(RUN_VARIABLE, "{}"))}
     missing = [key for key in ("federation", "out", "seed") if key not in settings]
     if missing:

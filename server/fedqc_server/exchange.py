@@ -11,6 +11,7 @@ from fedqc.errors import ProtocolError
 from fedqc.protocol import (
     ErrorReply,
     HandshakeReply,
+    ModelRequest,
     Reply,
     Request,
     Statistics,
@@ -20,6 +21,7 @@ from fedqc.protocol import (
     request_to_records,
 )
 from fedqc.statistics.site import N_BINS
+from fedqc_server.limits import Limit, ReplyTooLargeError, limiting
 from fedqc_server.roster import Clock
 
 # Flower's own codes: a message or its reply outlived its time, or the node went away.
@@ -60,6 +62,8 @@ class Exchange:
         if not targets:
             return
         content = request_to_records(request)
+        weights = request.weights if isinstance(request, ModelRequest) and kind is TrainReply else {}
+        limit = Limit.of(sum(values.nbytes for values in weights.values()), len(weights))
         messages = [
             Message(content, node, request.kind, ttl=deadline, group_id=str(request.round))
             for node in targets.values()
@@ -69,7 +73,11 @@ class Exchange:
         end = self.clock.now() + deadline
         del content, messages
         for site, message_id in zip(targets, ids, strict=True):
-            reply = self._await_reply(message_id, request.kind, kind, end) if message_id else "not-sent"
+            if message_id is None:
+                yield site, "not-sent"
+                continue
+            with limiting(limit):
+                reply = self._await_reply(message_id, request.kind, kind, end)
             yield site, reply
 
     def _await_reply(
@@ -82,6 +90,8 @@ class Exchange:
                 for message in self.grid.pull_messages([message_id]):
                     if message.metadata.reply_to_message_id == message_id:
                         return _read(message, message_type, kind)
+            except ReplyTooLargeError:
+                return "reply-too-large"
             except Exception as error:
                 # Bytes made to break their reader cost that site, not the run.
                 return f"unreadable-reply-{type(error).__name__}"

@@ -23,7 +23,7 @@ import tomli_w
 from fedqc.certificates import make_server_files
 from fedqc.errors import RunError
 from fedqc.files import write_json
-from fedqc.supervision import Service
+from fedqc.supervision import Service, find_program
 from fedqc_server.gateway import Upstream
 
 LOOPBACK = "127.0.0.1"
@@ -118,7 +118,7 @@ class SuperLink:
         superlink = Service(
             "superlink",
             [
-                _command("flower-superlink"),
+                find_program("flower-superlink"),
                 *("--host", LOOPBACK, "--port", str(self.port)),
                 *("--ssl-certfile", str(self._tls / "server.crt")),
                 *("--ssl-keyfile", str(self._tls / "server.key")),
@@ -134,7 +134,7 @@ class SuperLink:
         superexec = Service(
             "superexec",
             [
-                _command("flower-superexec"),
+                find_program("flower-superexec"),
                 *("--runtime-api-address", self.address),
                 *("--root-certificates", str(self._tls / "ca.crt")),
                 *("--superexec-auth-secret-file", str(self._secret)),
@@ -207,7 +207,7 @@ class SuperLink:
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         """Call `flwr`, which prints JSON."""
-        command: Sequence[str] = [_command("flwr"), *arguments, "--format", "json"]
+        command: Sequence[str] = [find_program("flwr"), *arguments, "--format", "json"]
         try:
             done = subprocess.run(  # noqa: S603 - a list, no shell
                 command,
@@ -227,9 +227,3 @@ class SuperLink:
         if not isinstance(answer, dict) or not answer.get("success", True):
             raise RunError(f"flwr {arguments[0]}: {answer}")
         return answer
-
-
-def _command(name: str) -> str:
-    """A program that was installed beside this Python."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else shutil.which(name) or name

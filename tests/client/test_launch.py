@@ -1,0 +1,180 @@
+"""What `fedqc client` looks at before Flower's program is started, and what it says of it."""
+
+import http.server
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fedqc_client.launch import ActivityFollower, check_credentials, greeting
+from fedqc_client.supernode import meaning_of, supernode_service
+
+from fedqc.certificates import ServerFiles, make_server_files, make_site_key
+from fedqc.config import CoordinatorConfig, DataConfig, SiteConfig
+from fedqc.errors import ConfigError
+
+
+class Gate(http.server.BaseHTTPRequestHandler):
+    """Shows nothing, as the gateway does, and says what time it is there."""
+
+    offset = timedelta()
+
+    def do_HEAD(self) -> None:
+        self.send_response_only(404)
+        self.send_header("Date", format_datetime(datetime.now(UTC) + self.offset, usegmt=True))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """No news."""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> ServerFiles:
+    return make_server_files(tmp_path / "certificates", ["127.0.0.1"], name="test")
+
+
+@pytest.fixture
+def port(files: ServerFiles) -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.certificate, files.key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def site(tmp_path: Path, address: str | None, ca: Path | None) -> SiteConfig:
+    key = tmp_path / "hospital-a.key"
+    if not key.exists():
+        make_site_key(key, "hospital-a")
+    return SiteConfig(
+        name="hospital-a",
+        task="wmh",
+        data=DataConfig(path=tmp_path),
+        results=tmp_path / "results",
+        coordinator=CoordinatorConfig(address=address, ca=ca, key=key),
+    )
+
+
+def test_a_coordinator_that_is_there(port: int, files: ServerFiles, tmp_path: Path) -> None:
+    said = greeting(site(tmp_path, f"127.0.0.1:{port}", files.authority))
+    assert said == f"127.0.0.1:{port} answers, its certificate is vouched for, the clocks agree"
+
+
+def test_somebody_else_in_its_place_is_refused(port: int, tmp_path: Path) -> None:
+    other = make_server_files(tmp_path / "other", ["127.0.0.1"], name="test")
+    with pytest.raises(ConfigError, match="not vouched for by"):
+        greeting(site(tmp_path, f"127.0.0.1:{port}", other.authority))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(-400, "400 s ahead of"), (60, "60 s behind"), (-200, None), (2, None)]
+)
+def test_clocks_that_differ_too_much_are_named(
+    port: int,
+    files: ServerFiles,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    seconds: int,
+    said: str | None,
+) -> None:
+    monkeypatch.setattr(Gate, "offset", timedelta(seconds=seconds))
+    connect = site(tmp_path, f"127.0.0.1:{port}", files.authority)
+    if said is None:
+        assert "clocks agree" in greeting(connect)
+        return
+    with pytest.raises(ConfigError) as caught:
+        greeting(connect)
+    how_much, way = said.split(" s ")
+    assert way in str(caught.value)
+    assert abs(int(str(caught.value).split(" s ")[0].split()[-1]) - int(how_much)) <= 2
+
+
+def test_a_coordinator_that_is_not_there_yet(files: ServerFiles, tmp_path: Path) -> None:
+    said = greeting(site(tmp_path, "127.0.0.1:1", files.authority))
+    assert said.startswith("127.0.0.1:1 cannot be reached now")
+    assert "it is tried again" in said
+
+
+def test_what_is_no_certificate(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("hello")
+    with pytest.raises(ConfigError, match=r"ca\.crt: is no certificate"):
+        greeting(site(tmp_path, "127.0.0.1:1", tmp_path / "ca.crt"))
+
+
+def test_without_credentials_nothing_starts(files: ServerFiles, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[coordinator\] address, \[coordinator\] ca: missing"):
+        check_credentials(site(tmp_path, None, None))
+    good = site(tmp_path, "127.0.0.1:1", files.authority)
+    check_credentials(good)
+    assert good.coordinator.key is not None
+    good.coordinator.key.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        check_credentials(good)
+
+
+def test_flower_is_started_with_our_own_program_first(files: ServerFiles, tmp_path: Path) -> None:
+    service = supernode_service(site(tmp_path, "127.0.0.1:1", files.authority), tmp_path / "site.toml")
+    first = Path(service.environment["PATH"].split(":")[0])
+    assert "fedqc_client.bundle" in (first / "flwr-clientapp").read_text()
+    assert service.environment["FLWR_HOME"] == str(tmp_path / "results" / "flower")
+    command = " ".join(service.command)
+    assert "--superlink 127.0.0.1:1" in command
+    assert "--host 127.0.0.1" in command
+    assert "--insecure" not in command
+
+
+@pytest.mark.parametrize(
+    ("log", "meaning"),
+    [
+        ("Exit Code: 305\n[SSL: CERTIFICATE_VERIFY_FAILED] self-signed", "not vouched for"),
+        ("Exit Code: 305\nFailed ...\n[code: 3] Public key not found", "does not know this site's key"),
+        ("Exit Code: 606\nincompatible runtime version", "another version of Flower"),
+        ("Exit Code: 305\n[Errno 111] Connection refused", "cannot be reached"),
+        ("public key read\nExit Code: 9\nsomething else", "supernode.log says why"),
+        ("", "supernode.log says why"),
+    ],
+)
+def test_how_flower_ended_in_words(log: str, meaning: str) -> None:
+    assert meaning in meaning_of(log)
+
+
+def test_what_comes_and_goes_is_said_once(tmp_path: Path) -> None:
+    path = tmp_path / "activity.json"
+    follower = ActivityFollower(path)
+    assert follower.read() == []
+
+    def write(**activity: object) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        path.write_text(json.dumps({"time": now, "kind": "train.qc", "to": "glioma", **activity}))
+
+    write(state="asked", round=2, rounds=20)
+    (line,) = follower.read()
+    assert line.endswith("train.qc, round 2 of 20: asked by glioma, working")
+    assert follower.read() == []
+    write(state="sent", round=2, records=["training", "weights"], bytes=1234)
+    (line,) = follower.read()
+    assert line.endswith("train.qc, round 2: sends training, weights, 1234 bytes")
+    write(state="failed", round=0, records=["error"], bytes=80)
+    (line,) = follower.read()
+    assert "site.log says why" in line
+    path.write_text("{half")
+    assert follower.read() == []
+
+
+def test_what_was_done_yesterday_is_no_news(tmp_path: Path) -> None:
+    path = tmp_path / "activity.json"
+    path.write_text(
+        json.dumps({"time": "2026-01-01T00:00:00+00:00", "kind": "x", "to": "y", "state": "asked"})
+    )
+    assert ActivityFollower(path).read() == []
