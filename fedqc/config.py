@@ -7,6 +7,7 @@ becomes one `ConfigError` that names the file, the key, what was found and what 
 import ipaddress
 import re
 import tomllib
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -81,6 +82,19 @@ def _address(address: str) -> str:
     return address
 
 
+def _hours(value: object) -> object:
+    """'20:00-06:00' as two times."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d{1,2}:\d{2})\s*-\s*(\d{1,2}:\d{2})", value.strip())
+        try:
+            begin, end = (time.fromisoformat(part.zfill(5)) for part in (match.groups() if match else ()))
+        except ValueError:
+            msg = "hours are two times of the day with a hyphen, such as '20:00-06:00'"
+            raise ValueError(msg) from None
+        return begin, end
+    return value
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -120,6 +134,12 @@ class PolicyConfig(FrozenModel):
     min_count: int = Field(default=10, ge=1)
     segmentation: bool = True
     """Whether the site takes part in segmentation training."""
+    refuse: tuple[Literal["summarise", "cross-check", "training", "calibrate", "score"], ...] = ()
+    """Further phases that the site takes no part in."""
+    largest_model: int = Field(default=200_000_000, ge=1)
+    """Numbers in the largest network that the site trains or applies."""
+    hours: Annotated[tuple[time, time] | None, BeforeValidator(_hours)] = None
+    """When the site computes with networks, on its own clock; left out: always."""
 
 
 class CoordinatorConfig(FrozenModel):
@@ -224,6 +244,8 @@ class AveragingConfig(FrozenModel):
     strategy: Literal["fedavg", "fedprox", "fedadam", "trimmed-mean", "median"] = "fedavg"
     norm_factor: float = Field(default=10.0, gt=1)
     """An update is refused when its L2 norm is more than this many times the round's median."""
+    transfer: Literal["fp32", "fp16"] = "fp32"
+    """How weights travel; fp16 halves the bytes, and the coordinator still averages in float64."""
     proximal: float = Field(default=0.01, gt=0)
     """FedProx: how strongly a site's training is held to the model it started from (mu)."""
     learning_rate: float = Field(default=0.01, gt=0)

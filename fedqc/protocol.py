@@ -54,7 +54,7 @@ REPLIES: dict[str, dict[str, type[ArrayRecord] | type[MetricRecord] | type[Confi
 }
 """The records of a reply, by message type. Nothing else leaves a site."""
 
-WEIGHT_DTYPES = ("float32", "float64", "int64")
+WEIGHT_DTYPES = ("float16", "float32", "float64", "int64")
 STATISTIC_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,5}")
 MAX_STATISTICS = 2000
 MAX_LIST = 200
@@ -79,6 +79,8 @@ class ErrorCode(StrEnum):
     NO_REFERENCE = "no-reference"
     NOTHING_KEPT = "nothing-kept"
     NO_PART = "takes-no-part"
+    TOO_LARGE = "model-too-large"
+    NOT_NOW = "outside-its-hours"
     REFUSED = "refused-by-guard"
     LEDGER = "ledger-error"
     INTERNAL = "internal-error"
@@ -98,6 +100,8 @@ _SENTENCES = {
     ErrorCode.NO_REFERENCE: "the site has no reference case for this phase",
     ErrorCode.NOTHING_KEPT: "the site kept no case to train segmentation on",
     ErrorCode.NO_PART: "the site's policy is to take no part in this phase",
+    ErrorCode.TOO_LARGE: "the model has more numbers than the site's policy allows",
+    ErrorCode.NOT_NOW: "the site's policy is to compute at other hours",
     ErrorCode.REFUSED: "the site's guard refused to let the answer out; its site.log says why",
     ErrorCode.LEDGER: "the site cannot write its ledger, so nothing leaves it",
     ErrorCode.INTERNAL: "something went wrong at the site; its site.log holds the traceback",

@@ -354,7 +354,9 @@ def options_of(words: list[str]) -> list[click.Option]:
     return [one for one in options if one.name != "help"]
 
 
-@pytest.mark.parametrize("command", ["check", "server", "client", "simulate", "segment", "init site", "init federation"])
+@pytest.mark.parametrize(
+    "command", ["check", "server", "client", "simulate", "segment", "init site", "init federation"]
+)
 def test_every_option_is_documented_with_its_default(command: str) -> None:
     text = section(DOCS / "reference" / "command-line.md", f"fedqc {command}")
     documented = {names(row[0])[0]: row[1] for row in rows(text) if names(row[0])[0].startswith("-")}

@@ -50,6 +50,7 @@ from fedqc.statistics.site import (
 )
 from fedqc.task import Task, load_task
 from fedqc_client.ledger import Ledger
+from fedqc_client.policy import refusal
 
 ACTIVITY = "activity.json"
 """In the site's results: the last message that came or went, for people."""
@@ -97,7 +98,9 @@ def answer(
         to, number = request.federation, request.round
         told = {"kind": model.kind, "to": to, "round": number, "rounds": getattr(request, "rounds", None)}
         _tell(results, state="asked", **told)
-        records = outgoing(work(site, request), site, request)
+        refused = refusal(site, request, datetime.now())
+        outcome = work(site, request) if refused is None else ErrorReply(refused)
+        records = outgoing(outcome, site, request)
     except Exception as error:
         # Whatever it is: Flower would send its text.
         _log(results, model.kind, error)

@@ -105,7 +105,7 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     compute = choose_compute(site.compute.device, site.compute.precision)
     plan = _plan(site, request, request.qc)
     result = method.train_round(network, CachedCases(data.cache, training), plan, compute)
-    return _trained(network, result, training)
+    return _trained(request, network, result, training)
 
 
 def cross_check(site: SiteConfig, request: CrossCheckRequest) -> CrossCheckSummary | ErrorReply:
@@ -237,7 +237,7 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
     compute = choose_compute(site.compute.device, site.compute.precision)
     plan = _plan(site, request, request.segmentation)
     result = segmentation.train_round(network, CachedCases(data.cache, cases), plan, compute)
-    return _trained(network, result, cases)
+    return _trained(request, network, result, cases)
 
 
 def evaluate_segmentation(
@@ -322,11 +322,22 @@ def _plan(
     )
 
 
-def _trained(network: nn.Module, result: RoundResult, cases: Sequence[CaseFiles]) -> Trained:
-    """A round's outcome; its losses tell something about those patients of `cases` that were drawn."""
+def _trained(
+    request: TrainRequest | TrainSegmentationRequest,
+    network: nn.Module,
+    result: RoundResult,
+    cases: Sequence[CaseFiles],
+) -> Trained:
+    """A round's outcome; its losses tell something about those patients of `cases` that were drawn.
+
+    Weights go back in the precision that they came in.
+    """
     n_patients = min(len({case.patient for case in cases}), result.samples)
     return Trained(
-        weights={name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()},
+        weights={
+            name: tensor.detach().cpu().numpy().astype(request.weights[name].dtype, copy=False)
+            for name, tensor in network.state_dict().items()
+        },
         samples=result.samples,
         losses={
             name: Figure(value=float(value), patients=n_patients) for name, value in result.losses.items()

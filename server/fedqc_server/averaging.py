@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from statistics import median_low
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedqc.config import AveragingConfig
+from fedqc.errors import ModelError
 from fedqc.protocol import Weights
 
 _AT_ONCE = 2**20
@@ -47,6 +48,23 @@ def check_update(update: Mapping[str, NDArray[Any]], current: Mapping[str, NDArr
         if not np.isfinite(values).all():
             return "not-finite"
     return None
+
+
+def packed(weights: Weights, transfer: Literal["fp32", "fp16"]) -> Weights:
+    """Weights as they travel: with fp16, float32 arrays in half the bytes.
+
+    Raises:
+        ModelError: a number is too large for fp16.
+    """
+    if transfer == "fp32":
+        return weights
+    largest = np.finfo(np.float16).max
+    sent: Weights = {}
+    for name, values in weights.items():
+        if values.dtype == np.float32 and values.size and float(np.abs(values).max()) > largest:
+            raise ModelError(f'weight {name!r} is too large for fp16; set [averaging] transfer = "fp32"')
+        sent[name] = values.astype(np.float16) if values.dtype == np.float32 else values
+    return sent
 
 
 def update_norm(update: Mapping[str, NDArray[Any]], current: Mapping[str, NDArray[Any]]) -> float:
@@ -190,7 +208,9 @@ class Updates:
         return huge
 
     def combined(self, rule: Rule) -> Weights:
-        """What the updates come to by a rule, in their dtypes; whole-number arrays are rounded.
+        """What the updates come to by a rule, in their dtypes, but float32 where they came in float16.
+
+        Whole-number arrays are rounded.
 
         The sites stand in the order of their names, so that the order in which updates came does not change
         a bit of it.
@@ -216,7 +236,7 @@ class Updates:
         """All arrays of a dtype, one behind the other."""
         samples = np.array([update.samples for update in in_turn], dtype=np.float64)
         size = sum(int(np.prod(shape)) for known, shape in self._form.values() if known == dtype)
-        combined = np.empty(size, dtype)
+        combined = np.empty(size, np.float32 if dtype == np.float16 else dtype)
         files = [_numbers_of(update.path, dtype) for update in in_turn]
         step = max(1, _AT_ONCE // len(files))
         for begin in range(0, size, step):

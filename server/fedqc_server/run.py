@@ -14,7 +14,7 @@ from fedqc_server.exchange import Exchange
 from fedqc_server.roster import Roster
 from fedqc_server.run_folder import RunFolder
 
-EXCUSED = (ErrorCode.NO_REFERENCE, ErrorCode.NOTHING_KEPT, ErrorCode.NO_PART)
+EXCUSED = (ErrorCode.NO_REFERENCE, ErrorCode.NOTHING_KEPT, ErrorCode.NO_PART, ErrorCode.TOO_LARGE)
 """Words with which a site says that a phase is not for it; no fault of its own."""
 
 

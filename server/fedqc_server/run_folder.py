@@ -149,6 +149,12 @@ class RunFolder:
         self._record |= record
         self._save()
 
+    def note_round(self, stage: str, **record: Any) -> None:
+        """Add what a round of training took to `run.json`; a round that is done again takes its place."""
+        rounds = self._record.get("rounds", {})
+        before = [one for one in rounds.get(stage, []) if one["round"] < record["round"]]
+        self.note(rounds=rounds | {stage: [*before, record]})
+
     def finish(self, outcome: Outcome, reason: str | None = None) -> None:
         """Write how the run ended."""
         self.note(finished=self._time(), outcome=outcome, reason=reason)

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fedqc_server.averaging import packed
 from fedqc_server.fedadam import Moments, adam_step
 from fedqc_server.run_folder import listening
 from flwr.app import Message
 
 from fedqc.config import AveragingConfig
+from fedqc.errors import ModelError
 from fedqc.protocol import Weights, weights_from_record
-from tests.federation.runs import RecordingGrid, Sites, model_bytes, run, weights
+from tests.federation.runs import RecordingGrid, Sites, model_bytes, record, run, weights
 
 pytestmark = pytest.mark.usefixtures("tiny_method_throughout", "no_report")
 
@@ -98,3 +100,31 @@ def test_fedadam_remembers_over_rounds_and_over_a_cut(
         run(RecordingGrid(sites), federation, tmp_path / "cut", only=QC_ONLY)
     run(RecordingGrid(sites), federation, tmp_path / "cut", only=QC_ONLY, resume=True)
     assert model_bytes(tmp_path / "cut") == model_bytes(tmp_path / "run")
+
+
+def test_half_precision_halves_the_bytes_and_hardly_changes_the_model(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name, transfer in (("whole", "fp32"), ("half", "fp16")):
+        averaging = f'strategy = "fedavg"\ntransfer = "{transfer}"'
+        run(
+            RecordingGrid(sites),
+            make_federation(sites, rounds=2, averaging=averaging),
+            tmp_path / name,
+            only=QC_ONLY,
+        )
+    whole, half = (record(tmp_path / name)["rounds"]["qc"] for name in ("whole", "half"))
+    assert [one["round"] for one in whole] == [1, 2]
+    for one, other in zip(whole, half, strict=True):
+        assert one["bytes_sent"] == one["bytes_received"] == 2 * other["bytes_sent"] > 0
+        assert other["bytes_received"] == other["bytes_sent"]
+        assert one["seconds"] > 0
+    before, after = weights(tmp_path / "whole"), weights(tmp_path / "half")
+    for name, values in before.items():
+        assert after[name].dtype == values.dtype == np.float32
+        assert np.linalg.norm(after[name] - values) < 0.01 * np.linalg.norm(values)
+
+
+def test_what_half_precision_cannot_hold_is_a_sentence() -> None:
+    with pytest.raises(ModelError, match="weight 'w' is too large for fp16"):
+        packed({"w": np.array([1e5], np.float32)}, "fp16")

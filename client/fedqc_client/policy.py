@@ -1,0 +1,47 @@
+"""What a site allows is the site's own decision, and wins over whatever a coordinator asks."""
+
+from datetime import datetime, time
+
+from fedqc.config import SiteConfig
+from fedqc.errors import ProtocolError
+from fedqc.protocol import ErrorCode, ModelRequest, QCModelRequest, Request
+
+
+def refusal(site: SiteConfig, request: Request, now: datetime) -> ErrorCode | None:
+    """Why this site does not do what a request asks, or None.
+
+    Args:
+        site: with its policy.
+        request: of the coordinator.
+        now: the time on the site's own clock, for `policy.hours`.
+
+    Raises:
+        ProtocolError: the request is one that no coordinator of ours makes.
+    """
+    policy = site.policy
+    if isinstance(request, QCModelRequest) and request.qc.initial is not None:
+        raise ProtocolError(
+            f"{request.kind}: the request names a path on this machine ({request.qc.initial})"
+        )
+    if phase_of(request.kind) in policy.refuse:
+        return ErrorCode.NO_PART
+    if isinstance(request, ModelRequest):
+        if sum(values.size for values in request.weights.values()) > policy.largest_model:
+            return ErrorCode.TOO_LARGE
+        if policy.hours is not None and not is_within(policy.hours, now.time()):
+            return ErrorCode.NOT_NOW
+    return None
+
+
+def phase_of(kind: str) -> str:
+    """The name in `policy.refuse` for a kind of message: `train.segmentation` is `segmentation`."""
+    action, _, name = kind.partition(".")
+    if name == "segmentation":
+        return name
+    return "training" if action == "train" else name.replace("_", "-")
+
+
+def is_within(hours: tuple[time, time], moment: time) -> bool:
+    """Whether a moment lies in the hours, which may go past midnight."""
+    begin, end = hours
+    return begin <= moment < end if begin <= end else moment >= begin or moment < end
