@@ -58,7 +58,7 @@ def packed(weights: Weights, transfer: Literal["fp32", "fp16"]) -> Weights:
     """
     if transfer == "fp32":
         return weights
-    largest = np.finfo(np.float16).max
+    largest = float(np.finfo(np.float16).max)
     sent: Weights = {}
     for name, values in weights.items():
         if values.dtype == np.float32 and values.size and float(np.abs(values).max()) > largest:
