@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,16 @@ class SuperLink:
         (bundle / "pyproject.toml").write_text(tomli_w.dumps(_BUNDLE), encoding="utf-8")
         (bundle / "README.md").write_text("Every site runs its own fedqc; this bundle has no code.\n")
         return self
+
+    @classmethod
+    def running(cls, folder: Path, database: Path) -> "SuperLink | None":
+        """The one that was last prepared in this folder, running or not; None where there was none."""
+        try:
+            settings = tomllib.loads((folder / "config.toml").read_text(encoding="utf-8"))
+            port = int(str(settings["superlink"][_CONNECTION]["address"]).rpartition(":")[2])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return cls(folder, database, port)
 
     @property
     def address(self) -> str:

@@ -123,8 +123,8 @@ def test_half_precision_halves_the_bytes_and_hardly_changes_the_model(
         assert one["seconds"] > 0
     before, after = weights(tmp_path / "whole"), weights(tmp_path / "half")
     for name, values in before.items():
-        assert after[name].dtype == values.dtype == np.float32
-        assert np.linalg.norm(after[name] - values) < 0.01 * np.linalg.norm(values)
+        assert after[name].dtype == values.dtype
+        assert np.linalg.norm(after[name] - values) <= 0.01 * np.linalg.norm(values)
 
 
 def test_what_half_precision_cannot_hold_is_a_sentence() -> None:
