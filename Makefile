@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 
 DEMO := runs/demo
 
-.PHONY: install demo lint test fuzz clean
+.PHONY: install demo lint test test-deploy fuzz clean
 
 install: $(INSTALLED)
 
@@ -28,7 +28,11 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -m "not deploy"
+
+# Real servers and nginx on loopback; Debian: apt install nginx-light.
+test-deploy: install
+	$(BIN)/pytest -q -m deploy
 
 # `fedqc check` on made-up folders, with a fuzzer that is guided by coverage: make fuzz SECONDS=3600
 SECONDS := 300
