@@ -298,9 +298,20 @@ class SegmentationConfig(FrozenModel):
 
 
 class PrivacyConfig(FrozenModel):
-    """What the federation demands of statistics that leave a site."""
+    """What the federation demands of what leaves a site."""
 
     min_count: int = Field(default=10, ge=1)
+    update_clip: float | None = Field(default=None, gt=0)
+    """Largest L2 norm of what an update changes; a larger one is scaled down at the site."""
+    update_noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of noise on every number of an update, as a multiple of `update_clip`."""
+
+    @model_validator(mode="after")
+    def _noise_needs_a_bound(self) -> Self:
+        if self.update_noise and self.update_clip is None:
+            msg = "update_noise is a multiple of update_clip; name both"
+            raise ValueError(msg)
+        return self
 
 
 class ServerConfig(FrozenModel):

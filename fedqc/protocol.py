@@ -165,14 +165,22 @@ class QCModelRequest(ModelRequest):
     qc: QCConfig
 
 
-class TrainRequest(QCModelRequest):
-    """Train the QC model for one round."""
-
-    kind: ClassVar[str] = "train.qc"
+class TrainingTerms(FrozenModel):
+    """What every request says that asks for training."""
 
     rounds: int = Field(ge=1)
     proximal: float = Field(default=0.0, ge=0)
     """mu of FedProx; 0 with every other strategy."""
+    update_clip: float | None = Field(default=None, gt=0)
+    """Largest L2 norm of the change that may come back; None: any."""
+    update_noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of the noise on it, as a multiple of `update_clip`."""
+
+
+class TrainRequest(TrainingTerms, QCModelRequest):
+    """Train the QC model for one round."""
+
+    kind: ClassVar[str] = "train.qc"
 
 
 class CrossCheckRequest(QCModelRequest):
@@ -204,14 +212,10 @@ class SegmentationRequest(ModelRequest):
     segmentation: SegmentationConfig
 
 
-class TrainSegmentationRequest(SegmentationRequest):
+class TrainSegmentationRequest(TrainingTerms, SegmentationRequest):
     """Train the segmentation model for one round on what you kept."""
 
     kind: ClassVar[str] = "train.segmentation"
-
-    rounds: int = Field(ge=1)
-    proximal: float = Field(default=0.0, ge=0)
-    """As in `TrainRequest`."""
 
 
 class EvaluateSegmentationRequest(SegmentationRequest):

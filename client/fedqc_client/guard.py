@@ -7,9 +7,10 @@ its text and traceback stay in the site's own `site.log`.
 
 import contextlib
 import re
+import secrets
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -32,6 +33,8 @@ from fedqc.protocol import (
     Request,
     StatisticsReply,
     TrainReply,
+    TrainRequest,
+    TrainSegmentationRequest,
     Weights,
     content_digest,
     reply_from_records,
@@ -48,6 +51,7 @@ from fedqc.statistics.site import (
     Figure,
     SegmentationSummary,
 )
+from fedqc.statistics.update_privacy import clipped_and_noised
 from fedqc.task import Task, load_task
 from fedqc_client.ledger import Ledger
 from fedqc_client.policy import refusal
@@ -56,6 +60,9 @@ ACTIVITY = "activity.json"
 """In the site's results: the last message that came or went, for people."""
 LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
 MAX_LOSSES = 16
+
+
+_TRAINING = (TrainRequest, TrainSegmentationRequest)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,16 @@ def outgoing(outcome: Outcome, site: SiteConfig, request: Request) -> RecordDict
     Raises:
         GuardError: it holds anything that may not.
     """
+    if isinstance(outcome, Trained) and isinstance(request, _TRAINING) and request.update_clip:
+        blurred = clipped_and_noised(
+            outcome.weights,
+            request.weights,
+            clip=request.update_clip,
+            noise=request.update_noise,
+            # Not of the run's seed, which the coordinator knows and could take the noise away with.
+            rng=np.random.default_rng(secrets.randbits(128)),
+        )
+        outcome = replace(outcome, weights=blurred)
     try:
         reply = _filtered(outcome, max(site.policy.min_count, request.min_count))
         records = reply_to_records(reply)

@@ -8,7 +8,7 @@ starts, and a run that was cut off goes on with the first phase that was not fin
 import dataclasses
 import platform
 from collections.abc import Callable, Collection
-from typing import Literal
+from typing import Any, Literal
 
 import flwr
 import numpy as np
@@ -40,6 +40,7 @@ from fedqc.protocol import (
 from fedqc.reports.build import build_coordinator_report
 from fedqc.seeding import derive_seed
 from fedqc.segmentation import Segmentation
+from fedqc.statistics.update_privacy import DELTA, epsilon
 from fedqc.task import Task, load_task
 from fedqc_server.averaging import check_update
 from fedqc_server.checkpoint import TrainingState, load_checkpoint
@@ -89,6 +90,8 @@ def run_federation(
         versions=_versions(),
         seed=seed,
     )
+    if config.privacy.update_noise:
+        folder.note(update_privacy=_privacy_of_updates(config))
     try:
         with folder.phase("handshake"):
             handshake(run)
@@ -225,8 +228,7 @@ def train_segmentation(run: Run) -> None:
             segmentation=config,
             weights=weights,
             round=number,
-            rounds=config.rounds,
-            proximal=_proximal(run),
+            **_terms(run, config.rounds),
         )
 
     stage = Stage(
@@ -360,8 +362,7 @@ def _qc_stage(run: Run, name: str, rounds: int, *, minimum: int) -> Stage:
             qc=_qc_for_sites(run),
             weights=weights,
             round=number,
-            rounds=rounds,
-            proximal=_proximal(run),
+            **_terms(run, rounds),
         )
 
     return Stage(
@@ -375,10 +376,25 @@ def _qc_stage(run: Run, name: str, rounds: int, *, minimum: int) -> Stage:
     )
 
 
-def _proximal(run: Run) -> float:
-    """FedProx's mu; 0 with every other strategy."""
-    averaging = run.config.averaging
-    return averaging.proximal if averaging.strategy == "fedprox" else 0.0
+def _terms(run: Run, rounds: int) -> dict[str, Any]:
+    """What every request for training says."""
+    averaging, privacy = run.config.averaging, run.config.privacy
+    return {
+        "rounds": rounds,
+        "proximal": averaging.proximal if averaging.strategy == "fedprox" else 0.0,
+        "update_clip": privacy.update_clip,
+        "update_noise": privacy.update_noise,
+    }
+
+
+def _privacy_of_updates(config: FederationConfig) -> dict[str, Any]:
+    """What all updates of a site in a training tell of its data at most; see `fedqc.statistics`."""
+    rounds = {
+        "qc": config.qc.rounds + config.qc.cross_check_rounds,
+        "segmentation": config.segmentation.rounds,
+    }
+    spent = {name: round(epsilon(config.privacy.update_noise, count), 3) for name, count in rounds.items()}
+    return {"delta": DELTA, "epsilon": spent}
 
 
 def _initial_qc(run: Run) -> Weights:

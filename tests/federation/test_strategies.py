@@ -15,6 +15,7 @@ from flwr.app import Message
 from fedqc.config import AveragingConfig
 from fedqc.errors import ModelError
 from fedqc.protocol import Weights, weights_from_record
+from fedqc.statistics.update_privacy import epsilon
 from tests.federation.runs import RecordingGrid, Sites, model_bytes, record, run, weights
 
 pytestmark = pytest.mark.usefixtures("tiny_method_throughout", "no_report")
@@ -130,3 +131,24 @@ def test_half_precision_halves_the_bytes_and_hardly_changes_the_model(
 def test_what_half_precision_cannot_hold_is_a_sentence() -> None:
     with pytest.raises(ModelError, match="weight 'w' is too large for fp16"):
         packed({"w": np.array([1e5], np.float32)}, "fp16")
+
+
+def test_noise_on_updates_is_drawn_at_the_site_and_its_worth_is_noted(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    federation = make_federation(sites, rounds=1, cross_check_rounds=0)
+    text = federation.read_text().replace("[privacy]\n", "[privacy]\nupdate_clip = 0.1\nupdate_noise = 2.0\n")
+    federation.write_text(text)
+    grids = [RecordingGrid(sites) for _ in range(2)]
+    for number, grid in enumerate(grids):
+        run(grid, federation, tmp_path / str(number), only=QC_ONLY)
+    first, second = (updates(grid, 1) for grid in grids)
+    (start,) = {body["update_noise"] for body in bodies(grids[0], "train.qc")}
+    assert start == 2.0
+    # The seed of the run, which the coordinator knows, does not decide the noise.
+    assert all(
+        not np.array_equal(one["0.weight"], other["0.weight"])
+        for one, other in zip(first, second, strict=True)
+    )
+    privacy = record(tmp_path / "0")["update_privacy"]
+    assert privacy["epsilon"]["qc"] == pytest.approx(epsilon(2.0, 1), abs=1e-3)
