@@ -23,6 +23,7 @@ from fedqc.reports.words import (
     plural,
     reason_in_words,
     rounds_in_words,
+    significant,
 )
 
 OUTCOMES = ("keep", "review", "drop")
@@ -734,9 +735,9 @@ def training_section(record: RunRecord) -> Section:
         worth = ", ".join(f"{significant(value)} ({stage})" for stage, value in spent["epsilon"].items())
         parts.append(
             Note(
-                f"Updates were bounded and blurred: epsilon {worth} at delta {spent['delta']:g} for all updates "
-                "of a site in a training. Below 1 hardly anything can be told about a site's data from its "
-                "updates; far above 10 the noise promises nothing."
+                f"Updates were bounded and blurred: epsilon {worth} at delta {spent['delta']:g} for all "
+                "updates of a site in a training. Below 1 hardly anything can be told from them about a "
+                "site's data; far above 10 the noise promises nothing."
             )
         )
     return Section("training", "Training", intro, tuple(parts))
