@@ -38,7 +38,7 @@ UnreadableCode = Literal[
 
 _COPY_AGAIN = "export or copy the file again"
 _CURES: dict[UnreadableCode, str] = {
-    "no-permission": "give this user the right to read it",
+    "no-permission": "give this user the right to read the file",
     "wrong-dimensions": "export the image as a volume",
     "too-large": "crop the volume to what matters, or leave the case out",
 }
