@@ -28,13 +28,11 @@ _MEANINGS: Sequence[tuple[str, str]] = (
         "right ca.crt, and see that the address is the one in the certificate",
     ),
     (
-        r"(?i)heartbeat|already (active|connected|online)",
-        "the coordinator still waits for this site's connection from before; it is let in again in a minute",
-    ),
-    (
-        r"(?i)unauthenticated|unauthori[sz]ed|not (registered|recogni[sz]ed)|public key|\b401\b",
-        "the coordinator does not know this site's key; send it the .pub file that belongs to "
-        "[coordinator] key",
+        # Flower says the same in both cases.
+        r"(?i)failed to activate|unauthenticated|unauthori[sz]ed|public key|\b401\b",
+        "the coordinator does not let this site in: it does not know this site's key (then send it the .pub "
+        "file that belongs to [coordinator] key), or it still waits for this site's connection from before "
+        "(then it lets it in within a minute)",
     ),
     (
         r"(?i)incompatible|runtime version|\b(426|412)\b",

@@ -138,7 +138,10 @@ def test_flower_is_started_with_our_own_program_first(files: ServerFiles, tmp_pa
     ("log", "meaning"),
     [
         ("Exit Code: 305\n[SSL: CERTIFICATE_VERIFY_FAILED] self-signed", "not vouched for"),
-        ("Exit Code: 305\nFailed ...\n[code: 3] Public key not found", "does not know this site's key"),
+        (
+            "Exit Code: 305\nFailed to initialize the connection\n[code: 2004] Failed to activate SuperNode.",
+            "does not know this site's key",
+        ),
         ("Exit Code: 606\nincompatible runtime version", "another version of Flower"),
         ("Exit Code: 305\n[Errno 111] Connection refused", "cannot be reached"),
         ("public key read\nExit Code: 9\nsomething else", "supernode.log says why"),
