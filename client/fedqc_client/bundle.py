@@ -9,6 +9,7 @@ anything of it is unpacked, and lets no exception's text out.
 import io
 import tomllib
 import zipfile
+from importlib import import_module
 from typing import Any, NoReturn
 
 from fedqc.errors import ProtocolError
@@ -75,9 +76,11 @@ def main() -> NoReturn:
     # Flower is imported here: the check above must not depend on it.
     from flwr.app import Error  # noqa: PLC0415
     from flwr.supernode.cli.flwr_clientapp import flwr_clientapp  # noqa: PLC0415
-    from flwr.supernode.runtime import run_clientapp as runtime  # noqa: PLC0415
 
-    install = runtime.install_from_fab  # if Flower calls it otherwise one day, nothing starts here
+    runtime = import_module("flwr.supernode.runtime.run_clientapp")
+    if not {"install_from_fab", "Error"} <= vars(runtime).keys():
+        raise SystemExit("this version of Flower starts sites in another way than fedqc knows")
+    install = runtime.install_from_fab
 
     def install_checked(content: Any, *arguments: Any, **options: Any) -> Any:
         if not isinstance(content, bytes):
@@ -88,10 +91,7 @@ def main() -> NoReturn:
     def error_without_text(*, code: int, reason: str | None = None) -> Error:
         return Error(code=code, reason=_NO_REASON)
 
-    if not {"install_from_fab", "Error"} <= vars(runtime).keys():
-        raise SystemExit("this version of Flower starts sites in another way than fedqc knows")
-    runtime.install_from_fab = install_checked
-    runtime.Error = error_without_text  # type: ignore[assignment, misc]
+    vars(runtime).update(install_from_fab=install_checked, Error=error_without_text)
     flwr_clientapp()
     raise SystemExit(0)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from fedqc.errors import ProtocolError
@@ -37,6 +38,7 @@ class Limit:
         return cls(_PLENTY_BYTES + weights_bytes + weights_bytes // 8, objects)
 
 
+_INSTALLED: list[Callable[..., dict[str, bytes]]] = []
 _LIMIT: ContextVar[Limit | None] = ContextVar("fedqc_reply_limit", default=None)
 
 
@@ -55,14 +57,10 @@ def limiting(limit: Limit) -> Iterator[None]:
 
 def install() -> None:
     """Put the function with which Flower pulls a reply's objects behind the count."""
-    from flwr.superlink.grid import http_grid  # noqa: PLC0415 - of the deployment alone
-
-    pull = http_grid.pull_objects
-    if getattr(pull, "is_limited", False):
-        return
-    limited = limited_pull(pull)
-    limited.is_limited = True  # type: ignore[attr-defined]
-    http_grid.pull_objects = limited
+    grid = import_module("flwr.superlink.grid.http_grid")
+    if grid.pull_objects not in _INSTALLED:
+        _INSTALLED.append(limited_pull(grid.pull_objects))
+        vars(grid).update(pull_objects=_INSTALLED[-1])
 
 
 def limited_pull(pull: Callable[..., dict[str, bytes]]) -> Callable[..., dict[str, bytes]]:

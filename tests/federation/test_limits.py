@@ -1,10 +1,11 @@
 """What a reply may hold before it is loaded; Flower's own pulling, with objects that are made up."""
 
+from importlib import import_module
+
 import pytest
 from fedqc_server import limits
 from fedqc_server.limits import Limit, ReplyTooLargeError, limited_pull, limiting
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
-from flwr.superlink.grid import http_grid
 
 
 class Store:
@@ -58,6 +59,7 @@ def test_an_answer_to_weights_may_hold_as_much_and_little_more() -> None:
 
 
 def test_it_is_put_in_the_one_place_that_flower_pulls_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    http_grid = import_module("flwr.superlink.grid.http_grid")
     monkeypatch.setattr(http_grid, "pull_objects", pull_objects)
     limits.install()
     installed = http_grid.pull_objects

@@ -1,12 +1,18 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from fedqc.statistics.update_privacy import clipped_and_noised, epsilon
 
-RECEIVED = {"w": np.full((30, 40), 2.0, np.float32), "b": np.zeros(100), "n": np.array(3, np.int64)}
+RECEIVED: dict[str, NDArray[Any]] = {
+    "w": np.full((30, 40), 2.0, np.float32),
+    "b": np.zeros(100),
+    "n": np.array(3, np.int64),
+}
 
 
 def update(change: float) -> dict[str, np.ndarray]:
