@@ -144,7 +144,7 @@ def _unknown_references(strangers: frozenset[str], ids: set[str], path: Path | N
     for stranger in sorted(strangers):
         yield Problem(
             code="unknown-reference",
-            case=None,
+            case=stranger,
             file=path,
             found=f"a reference {stranger!r} that is no case of this site",
             expected="the id of a case",

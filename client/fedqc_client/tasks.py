@@ -379,7 +379,7 @@ def _per_cent(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
 def _input_files(site: SiteConfig, task: Task, cache: CaseCache, files: CaseFiles) -> dict[str, InputFile]:
     """A case's files by role, as the manifest names them."""
     roles = task.modalities if len(files.images) == len(task.modalities) else ("image",)
-    root = (site.data.path if site.data.path.is_dir() else site.data.path.parent).resolve()
+    root = site.data.folder.resolve()
     return {
         role: InputFile(path=path.resolve().relative_to(root).as_posix(), sha256=sha256)
         for role, path, sha256 in zip([*roles, "label"], files.files, cache.hashes(files), strict=True)

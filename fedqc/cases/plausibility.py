@@ -39,9 +39,9 @@ def is_copy(values: NDArray[Any], counted: LabelValues, channels: Sequence[NDArr
     """Whether what should be a label [X, Y, Z] is one of the images again."""
     if not counted.has_many:
         return False
+    label = values.astype(np.float32, copy=False)
     return any(
-        channel.shape == values.shape
-        and all(map(np.array_equal, pieces(channel), pieces(values.astype(np.float32, copy=False))))
+        channel.shape == label.shape and all(map(np.array_equal, pieces(channel), pieces(label)))
         for channel in channels
     )
 

@@ -194,7 +194,8 @@ def _print_check(console: "Console", found: "SiteCheck", config: "SiteConfig") -
     if found.problems:
         _print_problems(console, found, config.data.folder)
     n_out = len(checked.cases) - len(checked.usable)
-    n_warned = len({one.case for one in found.problems if not one.is_error and one.case is not None})
+    warned = {one.case for one in found.problems if not one.is_error}
+    n_warned = len(warned & {case.id for case in checked.cases})  # lists may name what is no case
     verdict = (
         f"{count(len(checked.usable))} of {plural(len(checked.cases), 'case')} can be used "
         f"({plural(sheet.patients, 'patient')}, {plural(sheet.references, 'reference')}), "
@@ -251,13 +252,14 @@ def _print_problems(console: "Console", found: "SiteCheck", folder: Path) -> Non
     for column in ("code", "severity", "cases", "such as"):
         is_count = column == "cases"
         table.add_column(column, justify="right" if is_count else "left", overflow="fold")
+    ids = {case.id for case in found.checked.cases}
     for code, problems in found.by_code().items():
-        cases = list(dict.fromkeys(problem.case for problem in problems if problem.case is not None))
+        cases = list(dict.fromkeys(one.case for one in problems if one.case is not None and one.case in ids))
         names = ", ".join(cases[:3]) + (", ..." if len(cases) > 3 else "")
         table.add_row(code, problems[0].severity, str(len(cases)) if cases else "-", escape(names))
     console.print(table)
     for code, (problem, *_) in found.by_code().items():
-        place = [problem.case and f"case {problem.case}", problem.file_in(folder)]
+        place = [f"case {problem.case}" if problem.case in ids else "", problem.file_in(folder)]
         say(f"{code}: {', '.join(part for part in place if part) or 'the data'}")
         say(f"    found     {problem.found}")
         say(f"    expected  {problem.expected}")

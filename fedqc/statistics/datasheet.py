@@ -70,8 +70,8 @@ def describe_data(
         n_ratings: lines of the site's table of ratings.
         task: what the data show.
     """
-    known = [facts[case.id] for case in cases]
     by_id = {case.id: facts[case.id] for case in cases}
+    known = list(by_id.values())
     conventions = Counter(fact.convention or "undecided" for fact in known) if task.conventions else {}
     return DataSheet(
         cases=len(cases),

@@ -355,7 +355,7 @@ def test_cases_with_one_id_are_left_out_altogether(found: SiteCheck) -> None:
 
 def test_a_reference_that_is_no_case(found: SiteCheck) -> None:
     (problem,) = [problem for problem in found.problems if problem.code == "unknown-reference"]
-    assert problem.case is None
+    assert problem.case == "stranger"
     assert "'stranger'" in problem.found
     assert problem.file is not None
     assert problem.file.name == "verified.csv"

@@ -63,6 +63,17 @@ def test_problems_are_named_with_their_fix(
     assert "9 of 10 cases can be used (9 patients, 2 references), 1 left out, 2 with warnings" in out
 
 
+def test_a_reference_that_is_no_case_is_no_case(
+    fedqc: Run, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (site.parent / "verified.csv").write_text("id\ncase_00\nCASE_01\n")
+    assert fedqc("check", site) == 1
+    out = capsys.readouterr().out
+    assert f"unknown-reference: {site.parent / 'verified.csv'}\n" in out
+    assert "there is a case 'case_01'" in out
+    assert "(10 patients, 1 reference), 0 left out, 0 with warnings" in out
+
+
 def test_json_for_machines(fedqc: Run, site: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "labelsTr" / "case_03.nii.gz").unlink()
     assert fedqc("check", site, "--json") == 1

@@ -116,6 +116,8 @@ def test_what_a_site_keeps_for_itself(
     sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
 ) -> None:
     (sites["a"].parent / "data" / "good-4.nii.gz").write_bytes(b"damaged")
+    with (sites["a"].parent / "reference.csv").open("a") as file:
+        file.write("stranger\n")
     out = tmp_path / "run"
     run(LocalGrid(sites), make_federation(sites), out)
     site = load_site(sites["a"])
@@ -125,7 +127,10 @@ def test_what_a_site_keeps_for_itself(
     assert "below the threshold 0.75" in manifest.entries[0].reason
     assert set(manifest.entries[0].files) == {"t1", "label"}
     assert manifest.entries[0].files["t1"].path == "bad-7.nii.gz"
-    assert [(item.case, item.code) for item in manifest.left_out] == [("good-4", "not-nifti")]
+    assert [(item.case, item.code) for item in manifest.left_out] == [
+        ("stranger", "unknown-reference"),
+        ("good-4", "not-nifti"),
+    ]
     assert manifest.model.sha256 == record(out)["models"]["qc"]["sha256"]
     for stage in ("qc", "segmentation"):
         mine, global_ = weights(site.results, stage), weights(out, stage)
