@@ -1,5 +1,6 @@
 """One request to many sites, and their replies."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -21,7 +22,7 @@ from fedqc.protocol import (
     request_to_records,
 )
 from fedqc.statistics.site import N_BINS
-from fedqc_server.limits import Limit, ReplyTooLargeError, limiting
+from fedqc_server.limits import Limit, ReplyTooLargeError, discard, limiting
 from fedqc_server.roster import Clock
 
 # Flower's own codes: a message or its reply outlived its time, or the node went away.
@@ -90,7 +91,9 @@ class Exchange:
                 for message in self.grid.pull_messages([message_id]):
                     if message.metadata.reply_to_message_id == message_id:
                         return _read(message, message_type, kind)
-            except ReplyTooLargeError:
+            except ReplyTooLargeError as error:
+                with contextlib.suppress(Exception):  # what cannot be dropped costs disk, not the run
+                    discard(self.grid, error.message_id)
                 return "reply-too-large"
             except Exception as error:
                 # Bytes made to break their reader cost that site, not the run.

@@ -32,7 +32,7 @@ CALLS = (
 )
 """Requests of a SuperNode, `POST /v1/fleet/...`; all else stays outside."""
 
-BODY_MIB = 64
+BODY_MIB = 8
 """Largest request; Flower cuts messages into objects of 5 MiB."""
 REQUESTS_PER_SECOND, BURST, CONNECTIONS = 100, 400, 64
 """Of one address, behind which there may be several sites."""

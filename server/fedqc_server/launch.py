@@ -13,11 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fedqc.certificates import check_site_key
 from fedqc.config import FederationConfig, load_federation
 from fedqc.errors import ConfigError, RunError
+from fedqc.methods.base import get_method
+from fedqc.segmentation import Segmentation
 from fedqc.supervision import Service, stopping_at_the_end
+from fedqc.task import load_task
 from fedqc_server.gateway import gateway_service, write_configuration
+from fedqc_server.limits import Limit
 from fedqc_server.run_folder import Listener, RunFolder
 from fedqc_server.superlink import SuperLink
 
@@ -79,7 +85,7 @@ def serve(federation: Path, out: Path, *, seed: int, say: Say, listener: Listene
         StopRequestedError: somebody stopped it.
     """
     config = load_federation(federation)
-    keys = site_keys(config)
+    keys, largest = site_keys(config), largest_reply(config)
     folder = RunFolder(out.resolve(), resume=True)
     if folder.record.get("outcome") == "completed":
         say(f"the run in {out} is completed already; see {folder.path / 'report.html'}")
@@ -88,7 +94,7 @@ def serve(federation: Path, out: Path, *, seed: int, say: Say, listener: Listene
     superlink = SuperLink.prepare(folder.path / "flower", folder.path / "state.db")
     logs = folder.path / "logs"
     told = {"federation": str(federation.resolve()), "out": str(folder.path), "seed": seed, "resume": True}
-    services: list[Service] = list(superlink.services(logs, told))
+    services: list[Service] = list(superlink.services(logs, told, largest))
     server = config.server
     if server.gateway != "none":
         written = write_configuration(server, superlink.upstream, folder.path / "gateway", name=config.name)
@@ -127,6 +133,25 @@ def site_keys(config: FederationConfig) -> dict[str, Path]:
     for path in keys.values():
         check_site_key(path)
     return keys
+
+
+def largest_reply(config: FederationConfig) -> Limit:
+    """The most that an honest site answers in a run: the larger of the two networks.
+
+    Raises:
+        ConfigError: task, method or network cannot be used.
+    """
+    task = load_task(config.task)
+    method, segmentation = (
+        get_method(config.qc.method)(task, config.qc),
+        Segmentation(task, config.segmentation),
+    )
+    with torch.device("meta"):  # only sizes are asked for
+        states = [network.state_dict() for network in (method.build(0), segmentation.build(0))]
+    return max(
+        (Limit.of(sum(values.nbytes for values in state.values()), len(state)) for state in states),
+        key=lambda limit: limit.size,
+    )
 
 
 def _wait_until_up(superlink: SuperLink, services: list[Service]) -> None:

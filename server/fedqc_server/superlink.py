@@ -26,6 +26,7 @@ from fedqc.errors import RunError
 from fedqc.files import write_json
 from fedqc.supervision import Service, find_program
 from fedqc_server.gateway import Upstream
+from fedqc_server.limits import UPLOAD_VARIABLE, Limit
 
 LOOPBACK = "127.0.0.1"
 RUN_VARIABLE = "FEDQC_RUN"
@@ -118,18 +119,19 @@ class SuperLink:
     def _secret(self) -> Path:
         return self.folder / "superexec.secret"
 
-    def services(self, logs: Path, run: Mapping[str, Any]) -> tuple[Service, Service]:
+    def services(self, logs: Path, run: Mapping[str, Any], largest: Limit) -> tuple[Service, Service]:
         """SuperLink and SuperExec.
 
         Args:
             logs: folder of their logs.
             run: what the ServerApp is told, see `fedqc_server.app`.
+            largest: the largest answer that a site may send.
         """
         environment = self._environment()
         superlink = Service(
             "superlink",
             [
-                find_program("flower-superlink"),
+                *(sys.executable, "-m", "fedqc_server.limits"),  # flower-superlink with a bound
                 *("--host", LOOPBACK, "--port", str(self.port)),
                 *("--ssl-certfile", str(self._tls / "server.crt")),
                 *("--ssl-keyfile", str(self._tls / "server.key")),
@@ -140,7 +142,7 @@ class SuperLink:
                 "--disable-runtime-dependency-installation",
             ],
             logs / "superlink.log",
-            environment,
+            {**environment, UPLOAD_VARIABLE: largest.on_disk().to_text()},
         )
         superexec = Service(
             "superexec",

@@ -1,11 +1,22 @@
 """What a reply may hold before it is loaded; Flower's own pulling, with objects that are made up."""
 
+from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 from fedqc_server import limits
-from fedqc_server.limits import Limit, ReplyTooLargeError, limited_pull, limiting
+from fedqc_server.limits import Limit, ReplyTooLargeError, bound_uploads, discard, limited_pull, limiting
+from fedqc_simulations.engine import LocalGrid
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.corestate.sql_corestate import SqlCoreState
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
+from flwr.supercore.run import Run
+from flwr.superlink.grid.http_grid import HttpGrid
 
 
 class Store:
@@ -66,3 +77,70 @@ def test_it_is_put_in_the_one_place_that_flower_pulls_from(monkeypatch: pytest.M
     assert installed is not pull_objects
     limits.install()
     assert http_grid.pull_objects is installed  # once is enough
+
+
+@pytest.fixture
+def bounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+    """Flower's server with a bound of 3 objects and 1000 bytes a message; what it stored."""
+    stored: list[bytes] = []
+
+    def store_object(self: Any, run_id: int, session_id: str, object_id: str, content: bytes) -> bool:
+        is_known = session_id != "made-up"
+        if is_known:
+            stored.append(content)
+        return is_known
+
+    # Both are put back in the end, whatever the bound makes of them.
+    monkeypatch.setattr(SqlObjectStore, "preregister", SqlObjectStore.preregister)
+    monkeypatch.setattr(SqlCoreState, "store_object", store_object)
+    bound_uploads(Limit(size=1000, objects=3))
+    return stored
+
+
+def store(session: str, size: int) -> bool:
+    unused: Any = None
+    return SqlCoreState.store_object(unused, 1, session, "name", bytes(size))
+
+
+def test_flowers_server_keeps_only_so_many_bytes_of_a_message(bounded: list[bytes]) -> None:
+    assert store("first", 600)
+    assert not store("first", 401)
+    assert store("first", 400)
+    assert store("second", 1000)
+    assert [len(content) for content in bounded] == [600, 400, 1000]
+
+
+def test_a_made_up_session_costs_nobody_anything(bounded: list[bytes]) -> None:
+    assert not any(store("made-up", 900) for _ in range(3))
+    assert bounded == []
+
+
+@pytest.mark.filterwarnings("ignore:No path_separator:DeprecationWarning")  # of Flower's database
+def test_flowers_server_takes_no_message_of_very_many_objects(bounded: list[bytes], tmp_path: Path) -> None:
+    objects = SqlObjectStore(str(tmp_path / "state.db"))
+    objects.initialize()
+    tree = ObjectTree(object_id="0" * 64, children=[ObjectTree(object_id=f"{n:064}") for n in (1, 2)])
+    assert len(objects.preregister(1, tree)) == 3
+    tree.children.append(ObjectTree(object_id="3" * 64))
+    with pytest.raises(ValueError, match="4 objects, at most 3"):
+        objects.preregister(1, tree)
+    assert len(objects) == 3
+
+
+def test_a_limit_survives_its_text() -> None:
+    assert Limit.from_text(Limit(5, 7).to_text()) == Limit(5, 7)
+    assert Limit(5, 7).on_disk() == Limit(10, 14)
+
+
+def test_what_was_refused_is_dropped_by_flowers_server() -> None:
+    grid = HttpGrid("127.0.0.1:1", insecure=True, token="t")  # noqa: S106 - it connects to nobody
+    grid.set_run(Run.create_empty(7))
+    dropped: list[Any] = []
+    client = SimpleNamespace(ConfirmMessageReceived=dropped.append)
+    with patch.object(HttpGrid, "_runtime_client", client):
+        discard(grid, "0" * 64)
+    assert [(one.run_id, one.message_object_id) for one in dropped] == [(7, "0" * 64)]
+
+
+def test_a_simulation_has_nothing_to_drop() -> None:
+    discard(LocalGrid({}), "0" * 64)

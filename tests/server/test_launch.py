@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fedqc_server.launch import Follower, serve, site_keys
+from fedqc_server.launch import Follower, largest_reply, serve, site_keys
+from fedqc_server.limits import Limit
 from fedqc_server.status import status_lines
 from fedqc_server.superlink import SuperLink
 
 from fedqc.certificates import make_site_key
 from fedqc.config import FederationConfig, load_federation
 from fedqc.errors import ConfigError
+from fedqc.methods.qcresunet import QCResUNetMethod
+from fedqc.task import load_task
 
 
 def federation(tmp_path: Path, text: str = "") -> Path:
@@ -40,6 +43,13 @@ def test_without_names_nobody_can_be_let_in(tmp_path: Path) -> None:
     (tmp_path / "federation.toml").write_text('task = "wmh"\n')
     with pytest.raises(ConfigError, match=r"\[sites\] expected is empty"):
         site_keys(load_federation(tmp_path / "federation.toml"))
+
+
+def test_the_larger_network_bounds_what_a_site_may_send(tmp_path: Path) -> None:
+    config = load_federation(federation(tmp_path, "[qc.network]\nwidth = 32\n"))
+    network = QCResUNetMethod(load_task("wmh"), config.qc).build(0).state_dict()
+    size = sum(values.numel() * values.element_size() for values in network.values())
+    assert largest_reply(config) == Limit.of(size, len(network))
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8443", "192.168.1.2:443", "fl.example.org:443", "[::]:443"])
@@ -102,7 +112,8 @@ def test_what_flower_needs_is_for_its_owner_only(tmp_path: Path) -> None:
     assert SuperLink.running(folder, tmp_path / "state.db") == again
     assert superlink.upstream.authority == folder / "tls" / "ca.crt"
     assert not again.is_up()
-    commands = [" ".join(service.command) for service in again.services(tmp_path / "logs", {"seed": 0})]
+    services = again.services(tmp_path / "logs", {"seed": 0}, Limit(1000, 10))
+    commands = [" ".join(service.command) for service in services]
     assert "--host 127.0.0.1" in commands[0]
     assert "--enable-supernode-auth" in commands[0]
     assert not any("--insecure" in command for command in commands)
