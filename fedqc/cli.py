@@ -166,7 +166,7 @@ def client(
             )
         return
     with Display(console) as display:
-        serve_site(site, say=display.say)
+        serve_site(site, say=display.say, progress=display.progress)
 
 
 @app.command()

@@ -124,6 +124,8 @@ class ComputeConfig(FrozenModel):
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    memory: float | None = Field(default=None, gt=0)
+    """The most that fedqc may take of a GPU's memory, in GiB; left out: all of it."""
     workers: int = Field(default=2, ge=1)
     cache: Path = Path("cache")
 

@@ -76,6 +76,7 @@ class ErrorCode(StrEnum):
     MODEL = "model-error"
     TRAINING = "training-error"
     PROTOCOL = "protocol-error"
+    DEVICE = "device-error"
     NO_REFERENCE = "no-reference"
     NOTHING_KEPT = "nothing-kept"
     NO_PART = "takes-no-part"
@@ -97,6 +98,7 @@ _SENTENCES = {
     ErrorCode.MODEL: "the model does not fit the site's task or method",
     ErrorCode.TRAINING: "training at the site could not go on; its site.log says why",
     ErrorCode.PROTOCOL: "the site does not understand the request; compare versions of fedqc and tasks",
+    ErrorCode.DEVICE: "the site's GPU has too little memory for the network",
     ErrorCode.NO_REFERENCE: "the site has no reference case for this phase",
     ErrorCode.NOTHING_KEPT: "the site kept no case to train segmentation on",
     ErrorCode.NO_PART: "the site's policy is to take no part in this phase",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
@@ -21,8 +21,15 @@ from flwr.app import Context, Message, RecordDict
 from fedqc.cases.problems import ErrorCode as ErrorCodeOfCase
 from fedqc.config import SiteConfig, load_site
 from fedqc.curation.rules import Outcome as Decided
-from fedqc.errors import ConfigError, DataError, FedQCError, ModelError, ProtocolError, TrainingError
-from fedqc.files import write_json
+from fedqc.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    FedQCError,
+    ModelError,
+    ProtocolError,
+    TrainingError,
+)
 from fedqc.protocol import (
     ERROR,
     ErrorCode,
@@ -53,11 +60,10 @@ from fedqc.statistics.site import (
 )
 from fedqc.statistics.update_privacy import clipped_and_noised
 from fedqc.task import Task, load_task
+from fedqc_client.activity import Activity
 from fedqc_client.ledger import Ledger
 from fedqc_client.policy import refusal
 
-ACTIVITY = "activity.json"
-"""In the site's results: the last message that came or went, for people."""
 LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
 MAX_LOSSES = 16
 
@@ -94,33 +100,31 @@ def answer(
         model: the kind of request.
         work: the phase's function.
     """
-    results = Path("results")
-    to, number = "unknown", 0
+    watch = Activity(Path("results"), model.kind)
     try:
         site_file = Path(str(context.node_config["site"]))
-        results = site_file.parent / "results"  # until the file has said otherwise
+        watch.results = site_file.parent / "results"  # until the file has said otherwise
         site = load_site(site_file)
-        results = site.results
+        watch.results = site.results
         request = request_from_records(message.content, model)
-        to, number = request.federation, request.round
-        told = {"kind": model.kind, "to": to, "round": number, "rounds": getattr(request, "rounds", None)}
-        _tell(results, state="asked", **told)
+        watch = Activity.of(site.results, request)
+        watch.tell("asked")
         refused = refusal(site, request, datetime.now())
         outcome = work(site, request) if refused is None else ErrorReply(refused)
         records = outgoing(outcome, site, request)
     except Exception as error:
         # Whatever it is: Flower would send its text.
-        _log(results, model.kind, error)
+        _log(watch.results, model.kind, error)
         records = reply_to_records(ErrorReply(error_code(error)))
     try:
-        Ledger(results / "ledger.jsonl").write(records, to=to, kind=model.kind, round=number)
+        Ledger(watch.results / "ledger.jsonl").write(records, to=watch.to, kind=model.kind, round=watch.round)
     except Exception as error:
         # What is not written down does not leave; only this one word does.
-        _log(results, model.kind, error)
+        _log(watch.results, model.kind, error)
         records = reply_to_records(ErrorReply(ErrorCode.LEDGER))
     size, _ = content_digest(records)
     state = "failed" if ERROR in records else "sent"
-    _tell(results, state=state, kind=model.kind, to=to, round=number, records=sorted(records), bytes=size)
+    watch.tell(state, records=sorted(records), bytes=size)
     return Message(records, reply_to=message)
 
 
@@ -180,6 +184,7 @@ def error_code(error: Exception) -> ErrorCode:
         (DataError, ErrorCode.DATA),
         (ModelError, ErrorCode.MODEL),
         (TrainingError, ErrorCode.TRAINING),
+        (DeviceError, ErrorCode.DEVICE),
         (ProtocolError, ErrorCode.PROTOCOL),
     )
     return next((code for kind, code in codes if isinstance(error, kind)), ErrorCode.INTERNAL)
@@ -234,13 +239,6 @@ def _check_weights(sent: Weights, received: Weights) -> None:
             raise GuardError(f"weight {name!r} is {found}, it came as {came}")
         if not np.isfinite(values).all():
             raise GuardError(f"weight {name!r} is not finite")
-
-
-def _tell(results: Path, **activity: Any) -> None:
-    """Let whoever watches at the site know what is going on; nothing depends on it."""
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    with contextlib.suppress(OSError):
-        write_json(results / ACTIVITY, {"time": now, **activity})
 
 
 def _log(results: Path, kind: str, error: Exception) -> None:

@@ -20,22 +20,25 @@ from fedqc.config import SiteConfig, load_site
 from fedqc.credentials import credential_problems
 from fedqc.errors import ConfigError
 from fedqc.supervision import Service, stopping_at_the_end
-from fedqc_client.guard import ACTIVITY
+from fedqc_client.activity import ACTIVITY
 from fedqc_client.supernode import meaning_of, supernode_service
 
 CLOCK_BEHIND, CLOCK_AHEAD = -5.0, 305.0
 """Seconds that this machine's clock may differ from the coordinator's: what Flower's signatures allow."""
 _LOOK = 0.5  # seconds between two looks
+_NEWS = 10.0  # seconds for which something is news to whoever starts to look
 
 Say = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
 
 
-def serve_site(site_file: Path, *, say: Say) -> None:
+def serve_site(site_file: Path, *, say: Say, progress: Progress) -> None:
     """Take part in a federation until somebody stops it.
 
     Args:
         site_file: the `site.toml`.
         say: is told what a person at the terminal should know.
+        progress: is told what is worked on, how much of it is done, and of how much.
 
     Raises:
         ConfigError: the configuration, key or certificate cannot be used; nothing is started.
@@ -45,13 +48,12 @@ def serve_site(site_file: Path, *, say: Say) -> None:
     check_credentials(site)
     say(greeting(site))
     service = supernode_service(site, site_file)
-    follower = ActivityFollower(site.results / ACTIVITY)
+    follower = ActivityFollower(site.results / ACTIVITY, say, progress)
     with stopping_at_the_end([service]):
         service.start()
         while True:
             _tend(service, say)
-            for line in follower.read():
-                say(line)
+            follower.read()
             time.sleep(_LOOK)
 
 
@@ -116,42 +118,59 @@ def greeting(site: SiteConfig) -> str:
 
 @dataclass
 class ActivityFollower:
-    """Reads what the guard writes down about messages as they come and go."""
+    """Shows what `fedqc_client.activity` writes down about messages as they come and go."""
 
     path: Path
+    say: Say
+    progress: Progress
     _seen: str | None = None
+    _notes: int = 0
 
-    def read(self) -> list[str]:
-        """What is new, as lines for people."""
+    def read(self) -> None:
+        """Show what is new."""
         try:
             text = self.path.read_text(encoding="utf-8")
             now: dict[str, Any] = json.loads(text)
         except (OSError, ValueError):
-            return []
-        if self._seen is None:  # of a time before
-            self._seen = text
-            started = datetime.fromisoformat(now["time"])
-            if (datetime.now(UTC) - started).total_seconds() > 10:
-                return []
-        elif text == self._seen:
-            return []
-        self._seen = text
-        return [in_words(now)]
+            return
+        before, self._seen = self._seen, text
+        if text == before:
+            return
+        if before is None and _age(now) > _NEWS:  # of a time before
+            return
+        for note in now["notes"][self._notes :]:
+            self.say(f"{what_is_done(now)}: {note}")
+        self._notes = len(now["notes"])
+        if now["state"] != "working":
+            self.say(in_words(now))
+        elif "total" in now:
+            self.progress(what_is_done(now), now["done"], now["total"])
+
+
+def what_is_done(activity: dict[str, Any]) -> str:
+    """The phase, and the round of it."""
+    what = str(activity["kind"])
+    if activity["round"]:
+        what += f", round {activity['round']}"
+        if activity["rounds"]:
+            what += f" of {activity['rounds']}"
+    return what
 
 
 def in_words(activity: dict[str, Any]) -> str:
-    """What the site is doing, as a line."""
-    what = str(activity["kind"])
-    if activity.get("round"):
-        what += f", round {activity['round']}"
-        if activity.get("rounds"):
-            what += f" of {activity['rounds']}"
+    """What the site was asked or sends, as a line."""
     moment = datetime.fromisoformat(activity["time"]).astimezone().strftime("%H:%M:%S")
+    what = what_is_done(activity)
     if activity["state"] == "asked":
         return f"{moment} {what}: asked by {activity['to']}, working"
     if activity["state"] == "failed":
         return f"{moment} {what}: could not be done; site.log says why, the coordinator learns one word"
     return f"{moment} {what}: sends {', '.join(activity['records'])}, {activity['bytes']} bytes"
+
+
+def _age(activity: dict[str, Any]) -> float:
+    """Seconds since it was written down."""
+    return (datetime.now(UTC) - datetime.fromisoformat(activity["time"])).total_seconds()
 
 
 def _tend(service: Service, say: Say) -> None:

@@ -1,16 +1,18 @@
 """What `fedqc client` looks at before Flower's program is started, and what it says of it."""
 
 import http.server
-import json
+import re
 import ssl
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fedqc_client.activity import ACTIVITY, Activity
 from fedqc_client.launch import ActivityFollower, check_credentials, greeting
 from fedqc_client.supernode import meaning_of, supernode_service
 
@@ -152,32 +154,65 @@ def test_how_flower_ended_in_words(log: str, meaning: str) -> None:
     assert meaning in meaning_of(log)
 
 
+@dataclass
+class Screen:
+    """What somebody at the site sees."""
+
+    lines: list[str] = field(default_factory=list)
+    bars: list[tuple[str, int, int]] = field(default_factory=list)
+
+    def follow(self, results: Path) -> ActivityFollower:
+        return ActivityFollower(results / ACTIVITY, self.lines.append, lambda *bar: self.bars.append(bar))
+
+
 def test_what_comes_and_goes_is_said_once(tmp_path: Path) -> None:
-    path = tmp_path / "activity.json"
-    follower = ActivityFollower(path)
-    assert follower.read() == []
+    screen = Screen()
+    follower = screen.follow(tmp_path)
+    follower.read()
+    work = Activity(tmp_path, "train.qc", "glioma", round=2, rounds=20)
+    work.tell("asked")
+    follower.read()
+    follower.read()
+    assert len(screen.lines) == 1
+    assert screen.lines[0].endswith("train.qc, round 2 of 20: asked by glioma, working")
+    work.tell("sent", records=["training", "weights"], bytes=1234)
+    follower.read()
+    assert screen.lines[1].endswith("train.qc, round 2 of 20: sends training, weights, 1234 bytes")
+    Activity(tmp_path, "query.score", "glioma").tell("failed", records=["error"], bytes=80)
+    follower.read()
+    assert "query.score: could not be done; site.log says why" in screen.lines[2]
+    (tmp_path / ACTIVITY).write_text("{half")
+    follower.read()
+    assert len(screen.lines) == 3
+    assert screen.bars == []
 
-    def write(**activity: object) -> None:
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        path.write_text(json.dumps({"time": now, "kind": "train.qc", "to": "glioma", **activity}))
 
-    write(state="asked", round=2, rounds=20)
-    (line,) = follower.read()
-    assert line.endswith("train.qc, round 2 of 20: asked by glioma, working")
-    assert follower.read() == []
-    write(state="sent", round=2, records=["training", "weights"], bytes=1234)
-    (line,) = follower.read()
-    assert line.endswith("train.qc, round 2: sends training, weights, 1234 bytes")
-    write(state="failed", round=0, records=["error"], bytes=80)
-    (line,) = follower.read()
-    assert "site.log says why" in line
-    path.write_text("{half")
-    assert follower.read() == []
+def test_work_that_goes_on_is_a_bar_and_what_went_wrong_a_line(tmp_path: Path) -> None:
+    screen = Screen()
+    follower = screen.follow(tmp_path)
+    work = Activity(tmp_path, "train.qc", "glioma", round=1, rounds=20)
+    work.tell("asked")
+    follower.read()
+    work.progress(1, 50)
+    work.progress(2, 50)  # so soon that nobody is told
+    follower.read()
+    work.note("trains with batches of 2 instead")
+    follower.read()
+    work.progress(50, 50)
+    follower.read()
+    assert screen.bars == [("train.qc, round 1 of 20", done, 50) for done in (1, 50)]
+    assert screen.lines[1:] == ["train.qc, round 1 of 20: trains with batches of 2 instead"]
 
 
 def test_what_was_done_yesterday_is_no_news(tmp_path: Path) -> None:
-    path = tmp_path / "activity.json"
-    path.write_text(
-        json.dumps({"time": "2026-01-01T00:00:00+00:00", "kind": "x", "to": "y", "state": "asked"})
-    )
-    assert ActivityFollower(path).read() == []
+    Activity(tmp_path, "query.handshake").tell("asked")
+    path = tmp_path / ACTIVITY
+    path.write_text(re.sub(r"20\d\d-", "2025-", path.read_text()))
+    screen = Screen()
+    screen.follow(tmp_path).read()
+    assert screen.lines == []
+
+
+def test_where_nothing_can_be_written_the_work_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    Activity(tmp_path / "file" / "results", "query.handshake").tell("asked")

@@ -43,9 +43,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         cases: Sequence[Case],
         plan: RoundPlan,
         compute: Compute,
+        **how: Any,
     ) -> RoundResult:
         trained_on[plan.site] = [case.id for case in cases]
-        return real(self, network, cases, plan, compute)
+        return real(self, network, cases, plan, compute, **how)
 
     monkeypatch.setattr(Segmentation, "train_round", spy)
     return trained_on
@@ -84,6 +85,36 @@ def train(site: Path, **changes: Any) -> Trained | ErrorReply:
 
 
 # ---------------------------------------------------------------------------------------- what it learns from
+
+
+def test_a_gpu_that_is_too_small_gets_smaller_batches(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes back is what a round with batches of that size comes to, from the weights that were sent."""
+    real, sizes = Segmentation.train_round, list[int]()
+
+    def full(
+        self: Segmentation,
+        network: torch.nn.Module,
+        cases: Sequence[Case],
+        plan: RoundPlan,
+        *where: Any,
+        **how: Any,
+    ) -> RoundResult:
+        sizes.append(plan.batch_size)
+        done = real(self, network, cases, plan, *where, **how)
+        if plan.batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")  # behind a step that changed the weights
+        return done
+
+    monkeypatch.setattr(Segmentation, "train_round", full)
+    small, fitted = train(site, batch_size=2), train(site, batch_size=4)
+    assert isinstance(fitted, Trained)
+    assert isinstance(small, Trained)
+    assert sizes == [2, 4, 2]
+    assert fitted.samples == small.samples == 2
+    for name, values in small.weights.items():
+        np.testing.assert_array_equal(fitted.weights[name], values)
+    (note,) = json.loads((load_site(site).results / "activity.json").read_text())["notes"]
+    assert "batches of 2" in note
 
 
 def test_segmentation_is_trained_on_kept_cases_only(site: Path, seen: dict[str, list[str]]) -> None:
