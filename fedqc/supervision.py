@@ -105,6 +105,7 @@ class Service:
         status = self.exit_status
         now = self.clock()
         if status is not None and not self._next:
+            self._end_group()  # what it left behind would hold its address, or work for nobody
             if now - self._started >= STEADY:
                 self._pause = FIRST_PAUSE
             self._next = now + self._pause
@@ -125,9 +126,13 @@ class Service:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience)
                 break
-        # Who is left of its group did not listen.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._end_group()
+
+    def _end_group(self) -> None:
+        """End what it started and is still there."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def last_words(self, lines: int = 30) -> str:
         """The end of its log."""

@@ -139,3 +139,19 @@ def test_none_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
         assert runs(pid)
         parent.kill()
     wait_for(lambda: not runs(pid))
+
+
+def test_what_a_dead_process_left_behind_is_ended(tmp_path: Path) -> None:
+    """As nginx does, whose workers hold on to the address when their master is killed."""
+    fork = "import os, time\nif os.fork() == 0:\n    print(os.getpid(), flush=True)\n"
+    helper = service(tmp_path, f"{fork}time.sleep(60)\n")
+    helper.start()
+    wait_for(lambda: helper.last_words().strip().isdecimal())
+    left, leader = int(helper.last_words()), helper.pid
+    assert leader is not None
+    os.kill(leader, signal.SIGKILL)
+    wait_for(lambda: not helper.is_running)
+    assert runs(left)
+    assert helper.tend() == -signal.SIGKILL
+    wait_for(lambda: not runs(left))
+    helper.stop()

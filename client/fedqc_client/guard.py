@@ -111,20 +111,21 @@ def answer(
         watch.tell("asked")
         refused = refusal(site, request, datetime.now())
         outcome = work(site, request) if refused is None else ErrorReply(refused)
+        why = outcome.code.sentence if isinstance(outcome, ErrorReply) else ""
         records = outgoing(outcome, site, request)
     except Exception as error:
         # Whatever it is: Flower would send its text.
-        _log(watch.results, model.kind, error)
+        why = _log(watch.results, model.kind, error)
         records = reply_to_records(ErrorReply(error_code(error)))
     try:
         Ledger(watch.results / "ledger.jsonl").write(records, to=watch.to, kind=model.kind, round=watch.round)
     except Exception as error:
         # What is not written down does not leave; only this one word does.
-        _log(watch.results, model.kind, error)
+        why = _log(watch.results, model.kind, error)
         records = reply_to_records(ErrorReply(ErrorCode.LEDGER))
     size, _ = content_digest(records)
     state = "failed" if ERROR in records else "sent"
-    watch.tell(state, records=sorted(records), bytes=size)
+    watch.tell(state, records=sorted(records), bytes=size, why=why)
     return Message(records, reply_to=message)
 
 
@@ -241,11 +242,16 @@ def _check_weights(sent: Weights, received: Weights) -> None:
             raise GuardError(f"weight {name!r} is not finite")
 
 
-def _log(results: Path, kind: str, error: Exception) -> None:
-    """Tell the site, and nobody else, what went wrong."""
+def _log(results: Path, kind: str, error: Exception) -> str:
+    """Tell the site, and nobody else, what went wrong.
+
+    Returns:
+        The same as one line, for whoever watches at the site.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     # A log that cannot be written must not turn into a message that says so.
     with contextlib.suppress(OSError):
         results.mkdir(parents=True, exist_ok=True)
         with (results / "site.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{now} {kind}\n{''.join(traceback.format_exception(error))}\n")
+    return str(error) if isinstance(error, FedQCError | OSError) else "an error of fedqc; see site.log"

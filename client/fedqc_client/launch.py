@@ -164,7 +164,7 @@ def in_words(activity: dict[str, Any]) -> str:
     if activity["state"] == "asked":
         return f"{moment} {what}: asked by {activity['to']}, working"
     if activity["state"] == "failed":
-        return f"{moment} {what}: could not be done; site.log says why, the coordinator learns one word"
+        return f"{moment} {what}: could not be done: {activity['why']} (the coordinator learns one word)"
     return f"{moment} {what}: sends {', '.join(activity['records'])}, {activity['bytes']} bytes"
 
 

@@ -76,11 +76,17 @@ MICROLITRES_PER_MILLILITRE = 1000
 
 def handshake(site: SiteConfig, request: HandshakeRequest) -> HandshakeReply:
     """Say who this site is and what it speaks; whether that fits is the coordinator's question."""
+    task = load_task(site.task)
+    if task.digest != request.task:
+        Activity.at(site, request).note(
+            f"this site's task {site.task!r} is not the federation's, so the coordinator will leave the site "
+            "out; compare the two task files, and the versions of fedqc"
+        )
     return HandshakeReply(
         site=site.name,
         protocol=PROTOCOL_VERSION,
         fedqc=fedqc.__version__,
-        task=load_task(site.task).digest,
+        task=task.digest,
     )
 
 

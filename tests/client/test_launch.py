@@ -178,9 +178,9 @@ def test_what_comes_and_goes_is_said_once(tmp_path: Path) -> None:
     work.tell("sent", records=["training", "weights"], bytes=1234)
     follower.read()
     assert screen.lines[1].endswith("train.qc, round 2 of 20: sends training, weights, 1234 bytes")
-    Activity(tmp_path, "query.score", "glioma").tell("failed", records=["error"], bytes=80)
+    Activity(tmp_path, "query.score", "glioma").tell("failed", records=["error"], bytes=80, why="no space")
     follower.read()
-    assert "query.score: could not be done; site.log says why" in screen.lines[2]
+    assert "query.score: could not be done: no space (the coordinator learns one word)" in screen.lines[2]
     (tmp_path / ACTIVITY).write_text("{half")
     follower.read()
     assert len(screen.lines) == 3

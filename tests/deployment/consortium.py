@@ -9,15 +9,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
 from fedqc.certificates import make_server_files, make_site_key
+from fedqc.curation.manifest import read_manifest
 from tests.federation.runs import write_site, write_task
 
 SITES = ("hospital-a", "hospital-b", "hospital-c")
+HERE = Path(__file__).parent
 PROGRAM = [sys.executable, "-c", "from fedqc.cli import main; main()"]
 
 
@@ -70,15 +75,23 @@ class Consortium:
         """Start a site."""
         return self._start(name, "client", str(site or self.site(name)))
 
-    def _start(self, name: str, *arguments: str) -> Program:
+    def join_hostile(self, name: str, tricks: Mapping[str, str]) -> Program:
+        """Start a site that does not do as it should; see `hostile_site.py`."""
+        environment = {"HOSTILE": json.dumps(dict(tricks)), "HOSTILE_FILE": str(self.folder / "unpickled")}
+        program = (sys.executable, str(HERE / "hostile_site.py"))
+        return self._start(name, "client", str(self.site(name)), program=program, **environment)
+
+    def _start(
+        self, name: str, *arguments: str, program: Sequence[str] = PROGRAM, **environment: str
+    ) -> Program:
         output = self.folder / f"{name}-{len(self.programs)}.out"
         with output.open("w") as file:
             process = subprocess.Popen(
-                [*PROGRAM, *arguments],
+                [*program, *arguments],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 start_new_session=True,
             )
         self.programs.append(Program(process, output))
@@ -114,7 +127,13 @@ class Consortium:
 
 
 def write_consortium(
-    folder: Path, *, rounds: int = 2, local_steps: int = 2, wait: str = "120s", minimum: int = 2
+    folder: Path,
+    *,
+    rounds: int = 2,
+    local_steps: int = 2,
+    segmentation_rounds: int = 1,
+    wait: str = "120s",
+    minimum: int = 2,
 ) -> Consortium:
     """Folders with phantoms, keys and certificates; nothing runs yet."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -133,7 +152,8 @@ def write_consortium(
         f"[qc]\nrounds = {rounds}\nlocal_steps = {local_steps}\nbatch_size = 2\n"
         'deadline = "180s"\ncross_check_rounds = 0\n'
         "[qc.network]\nwidth = 4\nblocks = [1, 1]\n"
-        '[segmentation]\nrounds = 1\nlocal_steps = 1\nchannels = [4, 8]\ndeadline = "180s"\n'
+        f"[segmentation]\nrounds = {segmentation_rounds}\nlocal_steps = 1\nchannels = [4, 8]\n"
+        'deadline = "180s"\n'
         "[privacy]\nmin_count = 1\n"
         f'[server]\naddress = "127.0.0.1:{port}"\n'
         'certificate = "certificates/server.crt"\nkey = "certificates/server.key"\n'
@@ -166,6 +186,33 @@ def processes_of(folder: Path) -> dict[int, str]:
                 if str(folder) in line or f"FLWR_HOME={folder}" in environment:
                     found[int(entry.name)] = line.strip()
     return found
+
+
+def process_called(folder: Path, name: str) -> int | None:
+    """A process that names a folder, by a part of its command line."""
+    return next((pid for pid, line in processes_of(folder).items() if name in line), None)
+
+
+def weights(run: Path, stage: str = "qc") -> dict[str, NDArray[Any]]:
+    """A model of a run."""
+    return load_file(run / "models" / stage / "weights.safetensors")
+
+
+def finished_rounds(consortium: Consortium, stage: str | None = None) -> list[tuple[str, int]]:
+    """Stage and number of every round that was finished, in turn."""
+    events = consortium.events("round-finished")
+    return [(event["stage"], event["round"]) for event in events if stage in {None, event["stage"]}]
+
+
+def assert_nothing_was_done_twice(consortium: Consortium, sites: Sequence[str] = SITES) -> None:
+    """Neither a round, and what lies at the sites is whole."""
+    rounds = finished_rounds(consortium)
+    assert len(rounds) == len(set(rounds))
+    for name in sites:
+        results = consortium.site(name).parent / "results"
+        assert len(read_manifest(results / "manifest.json").entries) == 4
+        lines = (results / "ledger.jsonl").read_text().splitlines()
+        assert all(line.endswith("}") for line in lines)
 
 
 def wait_until(is_true: Callable[[], object], seconds: float = 240, say: Callable[[], str] = str) -> None:
