@@ -167,6 +167,13 @@ def stopping_at_the_end(services: Sequence[Service]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def without_proxy() -> dict[str, str]:
+    """Environment in which no proxy comes between the processes of this machine."""
+    known = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    value = ",".join(filter(None, [known, "127.0.0.1"]))
+    return {"NO_PROXY": value, "no_proxy": value}
+
+
 def find_program(name: str) -> str:
     """A program that was installed beside this Python, or else the first on the path."""
     beside = Path(sys.executable).parent / name

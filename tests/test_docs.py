@@ -151,8 +151,8 @@ def test_snippets_are_found_at_all() -> None:
     assert [words[1] for words in commands(ROOT / "README.md")] == ["demo", ".venv/bin/activate", "simulate"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.name)
-def test_examples_are_valid(path: Path) -> None:
+def test_the_demo_is_valid() -> None:
+    path = ROOT / "examples" / "demo.toml"
     config = load_federation(path)
     get_method(config.qc.method)(load_task(config.task), config.qc)
     Segmentation(load_task(config.task), config.segmentation)

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from fedqc.errors import RunError
-from fedqc.supervision import FIRST_PAUSE, STEADY, Service, StopRequestedError, stopping_at_the_end
+from fedqc.supervision import (
+    FIRST_PAUSE,
+    STEADY,
+    Service,
+    StopRequestedError,
+    stopping_at_the_end,
+    without_proxy,
+)
 
 FOREVER = "import time\nprint('here', flush=True)\nwhile True: time.sleep(0.05)\n"
 
@@ -155,3 +162,11 @@ def test_what_a_dead_process_left_behind_is_ended(tmp_path: Path) -> None:
     assert helper.tend() == -signal.SIGKILL
     wait_for(lambda: not runs(left))
     helper.stop()
+
+
+def test_no_proxy_comes_between_processes_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert without_proxy() == {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    monkeypatch.setenv("NO_PROXY", "hospital.example.org")
+    assert without_proxy()["no_proxy"] == "hospital.example.org,127.0.0.1"

@@ -12,7 +12,7 @@ from pathlib import Path
 import tomli_w
 
 from fedqc.config import SiteConfig
-from fedqc.supervision import Service, find_program
+from fedqc.supervision import Service, find_program, without_proxy
 
 _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -73,7 +73,7 @@ def supernode_service(site: SiteConfig, site_file: Path) -> Service:
     path = os.pathsep.join(
         [str(_own_programs(folder)), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
     )
-    environment = {**_ENVIRONMENT, "FLWR_HOME": str(folder), "PATH": path}
+    environment = {**_ENVIRONMENT, **without_proxy(), "FLWR_HOME": str(folder), "PATH": path}
     return Service("supernode", command, site.results / "logs" / "supernode.log", environment)
 
 

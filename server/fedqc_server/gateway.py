@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import jinja2
 
 from fedqc.config import ServerConfig
+from fedqc.credentials import is_exposed
 from fedqc.errors import ConfigError
 from fedqc.files import replacing
 from fedqc.supervision import Service
@@ -73,12 +75,25 @@ def write_configuration(server: ServerConfig, upstream: Upstream, folder: Path, 
     for path in (server.certificate, server.key):
         if not path.is_file():
             raise ConfigError(f"{path}: there is no such file; correct [server], or restore the file")
+    if is_exposed(server.key):
+        raise ConfigError(
+            f"{server.key}: a private key that others on this machine may read; run: chmod 600 "
+            f"{shlex.quote(str(server.key))}"
+        )
     paths = (folder, server.certificate, server.key, upstream.authority)
     if strange := [path for path in paths if any(letter in str(path) for letter in " ;{}\"'\\$\n")]:
         raise ConfigError(
             f"{strange[0]}: nginx takes no path with spaces, quotes or any of ;{{}}\\$; use another place"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "nginx.conf"
+    with replacing(path) as aside:
+        aside.write_text(configuration(server, upstream, folder, name=name), encoding="utf-8")
+    return path
+
+
+def configuration(server: ServerConfig, upstream: Upstream, folder: Path, *, name: str) -> str:
+    """The text of the gateway's configuration; arguments as in `write_configuration`."""
     environment = jinja2.Environment(  # noqa: S701 - a configuration file, not HTML
         loader=jinja2.PackageLoader("fedqc_server"),
         undefined=jinja2.StrictUndefined,
@@ -87,7 +102,7 @@ def write_configuration(server: ServerConfig, upstream: Upstream, folder: Path, 
         keep_trailing_newline=True,
     )
     host = f"[{server.host}]" if ":" in server.host else server.host
-    text = environment.get_template("nginx.conf.jinja").render(
+    return environment.get_template("nginx.conf.jinja").render(
         name=name,
         external=server.gateway == "external",
         folder=folder,
@@ -102,10 +117,6 @@ def write_configuration(server: ServerConfig, upstream: Upstream, folder: Path, 
         burst=BURST,
         connections=CONNECTIONS,
     )
-    path = folder / "nginx.conf"
-    with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
-    return path
 
 
 def find_nginx() -> str:

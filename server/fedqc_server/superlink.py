@@ -24,7 +24,7 @@ import tomli_w
 from fedqc.certificates import make_server_files
 from fedqc.errors import RunError
 from fedqc.files import write_json
-from fedqc.supervision import Service, find_program
+from fedqc.supervision import Service, find_program, without_proxy
 from fedqc_server.gateway import Upstream
 from fedqc_server.limits import UPLOAD_VARIABLE, Limit
 
@@ -70,15 +70,16 @@ class SuperLink:
     def prepare(cls, folder: Path, database: Path) -> "SuperLink":
         """Make ready what it needs: a home, a certificate for the loopback address, a secret, the bundle.
 
-        The certificate is made anew at each start; nobody but the gateway and Flower's own processes sees it.
+        Port and certificate stay what they were before, for an administrator's gateway may know them; nobody
+        else but Flower's own processes does.
         """
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        with socket.create_server((LOOPBACK, 0)) as probe:
-            port: int = probe.getsockname()[1]
-        self = cls(folder, database, port)
-        shutil.rmtree(self._tls, ignore_errors=True)
-        make_server_files(self._tls, [LOOPBACK], name="fedqc on this machine")
+        before = cls.running(folder, database)
+        self = cls(folder, database, _free_port(before.port if before else 0))
+        if not (self._tls / "server.key").exists():
+            shutil.rmtree(self._tls, ignore_errors=True)  # half of it, of a start that was cut off
+            make_server_files(self._tls, [LOOPBACK], name="fedqc on this machine")
         self._secret.unlink(missing_ok=True)
         with os.fdopen(os.open(self._secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
@@ -161,10 +162,11 @@ class SuperLink:
     def is_up(self) -> bool:
         """Whether it answers."""
         trusted = ssl.create_default_context(cafile=str(self._tls / "ca.crt"))
+        directly = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
+        )
         try:
-            with urllib.request.urlopen(
-                f"https://{self.address}/health", timeout=5, context=trusted
-            ) as answer:
+            with directly.open(f"https://{self.address}/health", timeout=5) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -216,7 +218,7 @@ class SuperLink:
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        return {**_ENVIRONMENT, "FLWR_HOME": str(self.folder), "PATH": path}
+        return {**_ENVIRONMENT, **without_proxy(), "FLWR_HOME": str(self.folder), "PATH": path}
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         """Call `flwr`, which prints JSON."""
@@ -240,3 +242,13 @@ class SuperLink:
         if not isinstance(answer, dict) or not answer.get("success", True):
             raise RunError(f"flwr {arguments[0]}: {answer}")
         return answer
+
+
+def _free_port(wanted: int) -> int:
+    """This port of the loopback address, or another one where it is taken or 0."""
+    try:
+        with socket.create_server((LOOPBACK, wanted)) as probe:
+            port: int = probe.getsockname()[1]
+            return port
+    except OSError:
+        return _free_port(0)

@@ -71,9 +71,9 @@ class Consortium:
         """Start the coordinator."""
         return self._start("server", "server", str(self.federation), "--out", str(self.run))
 
-    def join(self, name: str, site: Path | None = None) -> Program:
+    def join(self, name: str, **environment: str) -> Program:
         """Start a site."""
-        return self._start(name, "client", str(site or self.site(name)))
+        return self._start(name, "client", str(self.site(name)), **environment)
 
     def join_hostile(self, name: str, tricks: Mapping[str, str]) -> Program:
         """Start a site that does not do as it should; see `hostile_site.py`."""
@@ -139,7 +139,7 @@ def write_consortium(
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     task = write_task(folder)
-    make_server_files(folder / "certificates", ["127.0.0.1"], name="test")
+    make_server_files(folder / "certificates", ["127.0.0.1", "localhost"], name="test")
     (folder / "keys").mkdir()
     for name in SITES:
         site = write_site(folder, name, task, references=4, good=3)

@@ -15,6 +15,7 @@ from tests.deployment.consortium import (
     weights,
     write_consortium,
 )
+from tests.deployment.proxy import proxy
 
 pytestmark = pytest.mark.deploy
 
@@ -26,10 +27,16 @@ def consortium(tmp_path: Path) -> Iterator[Consortium]:
 
 
 def test_all_phases_between_processes_give_what_one_process_gives(consortium: Consortium) -> None:
+    """One of the sites is behind an HTTPS proxy."""
+    behind = consortium.site(SITES[2])
+    behind.write_text(behind.read_text().replace("127.0.0.1:", "localhost:"))
     server = consortium.serve()
-    for name in SITES:
-        consortium.join(name)
-    consortium.finish(server)
+    with proxy() as hospital:
+        consortium.join(SITES[0])
+        consortium.join(SITES[1])
+        consortium.join(SITES[2], HTTPS_PROXY=hospital.url, HTTP_PROXY=hospital.url)
+        consortium.finish(server)
+    assert hospital.asked == {f"localhost:{consortium.port}"}
     assert (consortium.run / "report.html").is_file()
     assert consortium.record()["sites"]["joined"] == list(SITES)
     assert_nothing_was_done_twice(consortium)

@@ -61,8 +61,8 @@ def test_without_the_right_key_and_authority(consortium: Consortium) -> None:
         env={"PATH": "/usr/bin:/bin", "FLWR_HOME": str(consortium.folder / "keyless")},
     )
     assert keyless.returncode not in {0, None}
-    site = change(consortium.site("hospital-c"), 'key = "hospital-c.key"\n', "")
-    ours = consortium.join("hospital-c", site)
+    change(consortium.site("hospital-b"), 'key = "hospital-b.key"\n', "")
+    ours = consortium.join("hospital-b")
     assert ours.process.wait(60) == 2
     assert "[coordinator] key: missing in site.toml" in ours.said()
 

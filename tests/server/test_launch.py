@@ -1,6 +1,7 @@
 """What `fedqc server` decides before anything is started, and how it reads along."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from fedqc_server.limits import Limit
 from fedqc_server.status import status_lines
 from fedqc_server.superlink import SuperLink
 
-from fedqc.certificates import make_site_key
+from fedqc.certificates import make_server_files, make_site_key
 from fedqc.config import FederationConfig, load_federation
 from fedqc.errors import ConfigError
 from fedqc.methods.qcresunet import QCResUNetMethod
@@ -72,6 +73,15 @@ def test_a_gateway_needs_a_certificate(tmp_path: Path) -> None:
         serve(federation(tmp_path), tmp_path / "run", seed=0, say=print, listener=print)
 
 
+def test_a_servers_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    with_keys(tmp_path, "a", "b")
+    files = make_server_files(tmp_path / "certificates", ["127.0.0.1"], name="test")
+    files.key.chmod(0o640)
+    text = f'[server]\ncertificate = "{files.certificate}"\nkey = "{files.key}"\n'
+    with pytest.raises(ConfigError, match=r"server\.key: a private key that others .* chmod 600"):
+        serve(federation(tmp_path, text), tmp_path / "run", seed=0, say=print, listener=print)
+
+
 def test_a_completed_run_is_left_alone(tmp_path: Path) -> None:
     with_keys(tmp_path, "a", "b")
     (tmp_path / "run").mkdir()
@@ -109,8 +119,11 @@ def test_what_flower_needs_is_for_its_owner_only(tmp_path: Path) -> None:
     for secret in (folder / "superexec.secret", folder / "tls" / "server.key"):
         assert secret.stat().st_mode & 0o777 == 0o600
     again = SuperLink.prepare(folder, tmp_path / "state.db")  # as after a restart
-    assert SuperLink.running(folder, tmp_path / "state.db") == again
-    assert superlink.upstream.authority == folder / "tls" / "ca.crt"
+    assert SuperLink.running(folder, tmp_path / "state.db") == again == superlink
+    with socket.create_server(("127.0.0.1", again.port)):
+        assert SuperLink.prepare(folder, tmp_path / "state.db").port != again.port  # somebody has taken it
+    again = SuperLink.prepare(folder, tmp_path / "state.db")
+    assert again.upstream.authority == folder / "tls" / "ca.crt"
     assert not again.is_up()
     services = again.services(tmp_path / "logs", {"seed": 0}, Limit(1000, 10))
     commands = [" ".join(service.command) for service in services]
