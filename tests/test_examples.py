@@ -6,6 +6,7 @@ After a change of a template: python -m tests.test_examples
 import configparser
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ SERVER = ServerConfig(
     key=FOLDER / "certificates" / "server.key",
 )
 RUN = FOLDER / "runs" / "glioma-2026"
-EXAMPLES = {
+EXAMPLES: dict[str, Callable[[], str]] = {
     "examples/site.example.toml": lambda: render("site.toml.jinja", SiteConfig, SITE),
     "examples/federation.example.toml": lambda: render("federation.toml.jinja", FederationConfig, FEDERATION),
     "examples/nginx.example.conf": lambda: configuration(

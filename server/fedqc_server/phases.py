@@ -115,7 +115,11 @@ def run_federation(
 def handshake(run: Run) -> None:
     """Find out which node is which site, and leave out by name those that do not fit."""
     sites, roster = run.config.sites, run.roster
-    nodes = wait_for_nodes(run.exchange.grid, sites, run.exchange.clock)
+
+    def tell(there: list[str], missing: list[str], seconds: float) -> None:
+        run.folder.event("sites-awaited", online=there, missing=missing, seconds=round(seconds))
+
+    nodes = wait_for_nodes(run.exchange.grid, sites, run.exchange.clock, tell)
     # Nodes without a registered name are asked under a made-up one.
     asked = {node.name or f"node-{node.id}": node for node in nodes}
     claims: dict[str, list[Node]] = {}

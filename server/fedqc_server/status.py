@@ -27,6 +27,8 @@ def status_lines(folder: Path) -> Iterator[str]:
     is_up = superlink is not None and superlink.is_up()
     yield f"federation {record['federation']}, begun {record['started']}"
     yield f"server: {'up' if is_up else 'not running; start it with fedqc server to go on'}"
+    if superlink is not None and is_up:
+        yield f"sites now: {', '.join(f'{name} {state}' for name, state in superlink.sites().items())}"
     outcome, reason = record.get("outcome"), record.get("reason")
     yield f"run: {outcome}{f' ({reason})' if reason else ''}"
     yield f"phases done: {', '.join(record.get('done', ())) or 'none'}"

@@ -34,6 +34,7 @@ RUN_VARIABLE = "FEDQC_RUN"
 too, and they need not know the coordinator's paths."""
 
 _CONNECTION = "fedqc"
+_REGISTERED = "registered.json"
 _SECONDS = 60  # for a command of Flower
 _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -179,7 +180,7 @@ class SuperLink:
         Raises:
             RunError: Flower refuses a key.
         """
-        memory = self.folder / "registered.json"
+        memory = self.folder / _REGISTERED
         known: dict[str, dict[str, str]] = json.loads(memory.read_text()) if memory.exists() else {}
         wanted = {site: " ".join(path.read_text().split()[:2]) for site, path in keys.items()}
         for site in [name for name, entry in known.items() if wanted.get(name) != entry["key"]]:
@@ -190,6 +191,17 @@ class SuperLink:
             answer = self._flwr("supernode", "register", str(keys[site]), _CONNECTION, "--name", site)
             known[site] = {"key": wanted[site], "node": str(answer["node-id"])}
             write_json(memory, known)
+
+    def sites(self) -> dict[str, str]:
+        """What Flower says of each site: `online`, `offline`, or `registered` where it never came.
+
+        Raises:
+            RunError: Flower does not say.
+        """
+        known: dict[str, dict[str, str]] = json.loads((self.folder / _REGISTERED).read_text())
+        answer = self._flwr("supernode", "list", _CONNECTION)
+        status = {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
+        return {site: status.get(entry["node"], "unknown") for site, entry in sorted(known.items())}
 
     def submit(self) -> str:
         """Start the run; returns Flower's id of it.

@@ -75,6 +75,11 @@ class Consortium:
         """Start a site."""
         return self._start(name, "client", str(self.site(name)), **environment)
 
+    def status(self) -> str:
+        """What `--status` says from another terminal."""
+        command = [*PROGRAM, "server", str(self.federation), "--out", str(self.run), "--status"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     def join_hostile(self, name: str, tricks: Mapping[str, str]) -> Program:
         """Start a site that does not do as it should; see `hostile_site.py`."""
         environment = {"HOSTILE": json.dumps(dict(tricks)), "HOSTILE_FILE": str(self.folder / "unpickled")}

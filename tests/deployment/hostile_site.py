@@ -80,7 +80,8 @@ def answer_messages() -> None:
     """What Flower starts for each message."""
     planned: dict[str, str] = json.loads(os.environ["HOSTILE"])
     if "old" in planned:
-        protocol.PROTOCOL_VERSION = tasks.PROTOCOL_VERSION = 0
+        protocol.PROTOCOL_VERSION = 0
+        vars(tasks).update(PROTOCOL_VERSION=0)
     honest = guard.outgoing
 
     def outgoing(outcome: guard.Outcome, site: SiteConfig, request: Request) -> RecordDict:

@@ -11,7 +11,9 @@ from tests.deployment.consortium import (
     SITES,
     Consortium,
     assert_nothing_was_done_twice,
+    finished_rounds,
     running,
+    wait_until,
     weights,
     write_consortium,
 )
@@ -35,7 +37,12 @@ def test_all_phases_between_processes_give_what_one_process_gives(consortium: Co
         consortium.join(SITES[0])
         consortium.join(SITES[1])
         consortium.join(SITES[2], HTTPS_PROXY=hospital.url, HTTP_PROXY=hospital.url)
+        wait_until(lambda: finished_rounds(consortium), say=server.said)
+        stands = consortium.status()
         consortium.finish(server)
+    assert "server: up" in stands
+    assert "sites now: hospital-a online, hospital-b online, hospital-c online" in stands
+    assert "round-finished" in stands
     assert hospital.asked == {f"localhost:{consortium.port}"}
     assert (consortium.run / "report.html").is_file()
     assert consortium.record()["sites"]["joined"] == list(SITES)

@@ -1,6 +1,5 @@
 """What a reply may hold before it is loaded; Flower's own pulling, with objects that are made up."""
 
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,7 +79,7 @@ def test_it_is_put_in_the_one_place_that_flower_pulls_from(monkeypatch: pytest.M
 
 
 @pytest.fixture
-def bounded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
+def bounded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Flower's server with a bound of 3 objects and 1000 bytes a message; what it stored."""
     stored: list[bytes] = []
 
