@@ -83,8 +83,7 @@ class Display:
                 self.progress(_training(event), event["round"], event["rounds"], loss)
             case "site-failed" | "site-left-out" | "site-excused":
                 round_ = f", round {event['round']}" if "round" in event else ""
-                reason = event.get("meaning") or event["reason"]
-                self.say(f"{event['site']} ({event['phase']}{round_}): {reason}")
+                self.say(f"{event['site']} ({event['phase']}{round_}): {event['meaning']}")
             case "phase-skipped":
                 self.say(f"phase {event['phase']} is skipped: {event['reason']}")
             case "sites-awaited":

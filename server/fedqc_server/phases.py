@@ -38,6 +38,7 @@ from fedqc.protocol import (
     Weights,
 )
 from fedqc.reports.build import build_coordinator_report
+from fedqc.reports.words import reason_in_words
 from fedqc.seeding import derive_seed
 from fedqc.segmentation import Segmentation
 from fedqc.statistics.update_privacy import DELTA, epsilon
@@ -142,7 +143,7 @@ def handshake(run: Run) -> None:
     missing = set(sites.expected) - set(roster.joined) - set(roster.left_out)
     roster.left_out |= dict.fromkeys(sorted(missing), "offline")
     for name, reason in roster.left_out.items():
-        run.folder.event("site-left-out", site=name, reason=reason)
+        run.folder.event("site-left-out", site=name, reason=reason, meaning=reason_in_words(reason))
     run.folder.note(sites={"joined": sorted(roster.joined), "left_out": roster.left_out})
     run.check_quorum(len(roster.joined), sites.minimum, roster.left_out, "handshake")
 
