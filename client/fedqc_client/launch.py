@@ -19,9 +19,10 @@ from typing import Any
 from fedqc.config import SiteConfig, load_site
 from fedqc.credentials import credential_problems
 from fedqc.errors import ConfigError
+from fedqc.files import LineReader
 from fedqc.supervision import Service, stopping_at_the_end
 from fedqc_client.activity import ACTIVITY
-from fedqc_client.supernode import meaning_of, supernode_service
+from fedqc_client.supernode import meaning_of, news_of, supernode_service
 
 CLOCK_BEHIND, CLOCK_AHEAD = -5.0, 305.0
 """Seconds that this machine's clock may differ from the coordinator's: what Flower's signatures allow."""
@@ -48,12 +49,14 @@ def serve_site(site_file: Path, *, say: Say, progress: Progress) -> None:
     check_credentials(site)
     say(greeting(site))
     service = supernode_service(site, site_file)
-    follower = ActivityFollower(site.results / ACTIVITY, say, progress)
+    activity = ActivityFollower(site.results / ACTIVITY, say, progress)
+    connection = ConnectionFollower(service.log, say)
     with stopping_at_the_end([service]):
         service.start()
         while True:
             _tend(service, say)
-            follower.read()
+            connection.read()
+            activity.read()
             time.sleep(_LOOK)
 
 
@@ -114,6 +117,24 @@ def greeting(site: SiteConfig) -> str:
                 "count; set it by NTP (timedatectl set-ntp true)"
             )
     return f"{address} answers, its certificate is vouched for, the clocks agree"
+
+
+class ConnectionFollower:
+    """Says whether the site is connected, from the log of Flower's program."""
+
+    def __init__(self, log: Path, say: Say) -> None:
+        self._lines = LineReader(log)
+        self._lines.skip()
+        self._say = say
+        self._said: str | None = None
+
+    def read(self) -> None:
+        """Say what is new; the same is not said twice in a row."""
+        for line in self._lines.read():
+            news = news_of(line.decode("utf-8", "replace"))
+            if news not in {None, self._said}:
+                self._said = news
+                self._say(str(news))
 
 
 @dataclass

@@ -43,6 +43,12 @@ _MEANINGS: Sequence[tuple[str, str]] = (
         "the coordinator cannot be reached; it is tried again",
     ),
 )
+# The same for what it says while it runs.
+_NEWS: Sequence[tuple[str, str]] = (
+    (r"SuperNode ID:", "connected to the coordinator; waiting for work"),
+    (r"Connection attempt failed", "the connection is lost; it is tried again until it is back"),
+    (r"Connection successful after", "connected to the coordinator again"),
+)
 
 
 def supernode_service(site: SiteConfig, site_file: Path) -> Service:
@@ -84,6 +90,11 @@ def meaning_of(last_words: str) -> str:
         if re.search(pattern, end):
             return meaning
     return "Flower's program ended; the site's supernode.log says why"
+
+
+def news_of(line: str) -> str | None:
+    """What a person should know of a line that a SuperNode logs."""
+    return next((meaning for pattern, meaning in _NEWS if re.search(pattern, line)), None)
 
 
 def _own_programs(folder: Path) -> Path:

@@ -18,6 +18,7 @@ import torch
 from fedqc.certificates import check_site_key
 from fedqc.config import FederationConfig, load_federation
 from fedqc.errors import ConfigError, RunError
+from fedqc.files import LineReader
 from fedqc.methods.base import get_method
 from fedqc.segmentation import Segmentation
 from fedqc.supervision import Service, stopping_at_the_end
@@ -46,27 +47,20 @@ class Follower:
     news: float = field(default_factory=time.monotonic)
     """When the last event came."""
     count: int = 0
-    _position: int = 0
+
+    def __post_init__(self) -> None:
+        self._lines = LineReader(self.folder / "events.jsonl")
 
     def read(self) -> None:
         """Hand on what is new."""
-        try:
-            with (self.folder / "events.jsonl").open("rb") as file:
-                file.seek(self._position)
-                content = file.read()
-        except FileNotFoundError:
-            return
-        whole = content[: content.rfind(b"\n") + 1]
-        self._position += len(whole)
-        for line in whole.splitlines():
+        for line in self._lines.read():
             self.news = time.monotonic()
             self.count += 1
             self.listener(json.loads(line))
 
     def skip(self) -> None:
         """Pass over what was there before."""
-        path = self.folder / "events.jsonl"
-        self._position = path.stat().st_size if path.exists() else 0
+        self._lines.skip()
 
 
 def serve(federation: Path, out: Path, *, seed: int, say: Say, listener: Listener) -> None:

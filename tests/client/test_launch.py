@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fedqc_client.activity import ACTIVITY, Activity
-from fedqc_client.launch import ActivityFollower, check_credentials, greeting
+from fedqc_client.launch import ActivityFollower, ConnectionFollower, check_credentials, greeting
 from fedqc_client.supernode import meaning_of, supernode_service
 
 from fedqc.certificates import ServerFiles, make_server_files, make_site_key
@@ -163,6 +163,24 @@ class Screen:
 
     def follow(self, results: Path) -> ActivityFollower:
         return ActivityFollower(results / ACTIVITY, self.lines.append, lambda *bar: self.bars.append(bar))
+
+
+def test_whether_the_site_is_connected_is_said_when_it_changes(tmp_path: Path) -> None:
+    log, screen = tmp_path / "supernode.log", Screen()
+    log.write_text("INFO : SuperNode ID: 1\n")  # of a time before
+    follower = ConnectionFollower(log, screen.lines.append)
+    lost = "WARNING : Connection attempt failed, retrying in 1.00 seconds\n"
+    with log.open("a") as file:
+        for text in ("INFO : SuperNode ID: 2\n", "INFO : [RUN 3]\n", lost, lost, lost[:20]):
+            file.write(text)
+        file.flush()
+        follower.read()
+        file.write(f"{lost[20:]}INFO : Connection successful after 9.00 seconds and 3 tries.\n")
+    follower.read()
+    first, second, third = screen.lines
+    assert first.startswith("connected")
+    assert second.startswith("the connection is lost")
+    assert third.endswith("again")
 
 
 def test_what_comes_and_goes_is_said_once(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_without_the_right_key_and_authority(consortium: Consortium) -> None:
     assert "certificate is not vouched for by [coordinator] ca" in misled.said()
     wait_until(lambda: "does not know this site's key" in unknown.said(), say=unknown.said)
     assert "answers, its certificate is vouched for" in good.said()
+    wait_until(lambda: "connected to the coordinator; waiting for work" in good.said(), say=good.said)
 
     # Flower's own program, for ours does not even start without a key.
     keyless = subprocess.run(
