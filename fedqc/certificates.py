@@ -65,6 +65,35 @@ def make_server_files(folder: Path, hosts: Sequence[str], *, name: str) -> Serve
     return files
 
 
+def renew_server_files(folder: Path, hosts: Sequence[str] = ()) -> ServerFiles:
+    """Make another server certificate, with a key of its own, that the authority in the folder vouches for.
+
+    The sites trust it as they did the one before, which is written over.
+
+    Args:
+        folder: with `ca.crt` and `ca.key`.
+        hosts: as in `make_server_files`; those of the certificate before where none is named.
+
+    Raises:
+        ConfigError: the authority's files are missing or no such files, or no host is known.
+    """
+    files = ServerFiles(folder / "ca.crt", folder / "server.crt", folder / "server.key")
+    authority_key = serialization.load_pem_private_key(_content(folder / "ca.key"), None)
+    authority = x509.load_pem_x509_certificate(_content(files.authority))
+    if not isinstance(authority_key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{folder / 'ca.key'}: is no key that fedqc made; restore the file")
+    hosts = hosts or _hosts_of(x509.load_pem_x509_certificate(_content(files.certificate)))
+    key = ec.generate_private_key(_CURVE)
+    certificate = _server(key, hosts, authority, authority_key)
+    content = {files.key: _pem(key), files.certificate: certificate.public_bytes(serialization.Encoding.PEM)}
+    for path, text in content.items():
+        aside = path.with_name(f".new-{path.name}")
+        aside.unlink(missing_ok=True)
+        _write_new({aside: (text, 0o600 if path == files.key else 0o644)})
+        aside.replace(path)
+    return files
+
+
 def make_site_key(path: Path, site: str) -> Path:
     """Make a site's private key (mode 0600) and beside it its public key (`.pub`), for the coordinator.
 
@@ -173,6 +202,27 @@ def _host(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def _hosts_of(certificate: x509.Certificate) -> list[str]:
+    """The names and addresses that a certificate is for."""
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return [str(name.value) for name in names]
+
+
+def _content(path: Path) -> bytes:
+    """Of a PEM file.
+
+    Raises:
+        ConfigError: it is missing, or something else.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
+    if not content.startswith(b"-----BEGIN "):
+        raise ConfigError(f"{path}: is no PEM file; restore it")
+    return content
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

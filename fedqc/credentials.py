@@ -30,7 +30,8 @@ def credential_problems(coordinator: CoordinatorConfig) -> list[Problem]:
                     coordinator.key,
                     found,
                     "the private key that [coordinator] key names",
-                    "copy the site's own key to this place, or correct the path",
+                    "correct the path, or copy the site's own key to this place; it has to belong to the "
+                    "user that runs fedqc",
                 )
             )
         elif is_exposed(coordinator.key):

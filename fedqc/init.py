@@ -132,6 +132,8 @@ def init_federation(target: Path, options: Mapping[str, object], *, asking: bool
         files = make_server_files(folder, hosts, name=str(values["name"] or "federation"))
         talk.say(f"{files.authority} is for the sites; all else in {folder} stays here")
     _write(target, "federation.toml.jinja", FederationConfig, values)
+    if hosts is not None:
+        talk.say(f"{_keys(target)} is for the sites' public keys, NAME.pub each; then: fedqc server {target}")
     trial = f"fedqc simulate {shlex.quote(str(target))}"
     data = "" if values["task"] == "phantom" else " --data DATA"
     talk.say(f"{target} is written. Next: try it on one machine with {trial}{data} --out runs/trial")
@@ -170,7 +172,7 @@ def _site_values(talk: Dialogue, target: Path) -> dict[str, object]:
         "--segmentation", "Take part in the training of a segmentation model?", _yes_or_no, default="yes"
     )
     values["coordinator.address"] = talk.optional(
-        "--address", "Address of the coordinator, such as fl.example.org:443 (Enter: not known yet)"
+        "--address", "Address of the coordinator, such as fl.example.org:8443 (Enter: not known yet)"
     )
     known = values["coordinator.address"] is not None
     values["coordinator.ca"] = talk.optional(
@@ -411,6 +413,13 @@ def to_duration(seconds: float) -> str:
         if seconds % size == 0:
             return f"{seconds / size:g}{unit}"
     return f"{seconds:g}s"
+
+
+def _keys(target: Path) -> Path:
+    """The folder for the sites' public keys, which is made."""
+    folder = _absolute(target).parent / SitesConfig().keys
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _absolute(text: str | Path) -> Path:

@@ -11,7 +11,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from flwr.supercore.primitives.asymmetric import uses_nist_ec_curve
 
-from fedqc.certificates import ServerFiles, check_site_key, make_server_files, make_site_key
+from fedqc.certificates import (
+    ServerFiles,
+    check_site_key,
+    make_server_files,
+    make_site_key,
+    renew_server_files,
+)
 from fedqc.errors import ConfigError
 
 
@@ -50,6 +56,33 @@ def greet(files: ServerFiles, trusted: Path, host: str) -> str | None:
             return None
         finally:
             thread.join(10)
+
+
+def test_a_renewed_certificate_is_trusted_as_the_one_before(files: ServerFiles) -> None:
+    before = {path: path.read_bytes() for path in (files.authority, files.certificate, files.key)}
+    assert renew_server_files(files.certificate.parent) == files
+    assert [path for path, content in before.items() if path.read_bytes() == content] == [files.authority]
+    assert mode(files.key) == 0o600
+    for host in ("fl.example.org", "127.0.0.1"):
+        assert greet(files, files.authority, host) == "TLSv1.3"
+    renew_server_files(files.certificate.parent, ["new.example.org"])
+    assert greet(files, files.authority, "new.example.org") == "TLSv1.3"
+    assert greet(files, files.authority, "fl.example.org") is None
+
+
+@pytest.mark.parametrize(("name", "content"), [("ca.key", None), ("ca.crt", b"hello"), ("ca.key", b"")])
+def test_without_its_authority_nothing_is_renewed(
+    files: ServerFiles, name: str, content: bytes | None
+) -> None:
+    folder = files.certificate.parent
+    if content is None:
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(content)
+    before = files.certificate.read_bytes()
+    with pytest.raises(ConfigError, match=rf"{name}: .*restore"):
+        renew_server_files(folder)
+    assert files.certificate.read_bytes() == before
 
 
 def test_who_trusts_the_authority_trusts_the_server(files: ServerFiles, tmp_path: Path) -> None:

@@ -12,11 +12,20 @@ from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedqc.config import FederationConfig, load_site
 from fedqc.methods.base import get_method
-from fedqc.protocol import REPLIES, HandshakeRequest, Request, SummariseRequest, content_digest
+from fedqc.protocol import (
+    ERROR,
+    REPLIES,
+    ErrorCode,
+    HandshakeRequest,
+    Request,
+    SummariseRequest,
+    content_digest,
+)
 from fedqc.segmentation import Segmentation
 from fedqc.task import load_task
 from fedqc_client import tasks
 from fedqc_client.guard import outgoing, statistic_keys
+from fedqc_client.policy import takes_no_part
 
 
 @dataclass(frozen=True)
@@ -51,12 +60,16 @@ def what_would_leave(site_file: Path, federation: FederationConfig | None = None
     }
     handshake, summarise = HandshakeRequest.model_validate(common), SummariseRequest.model_validate(common)
     yield from _records(handshake, outgoing(tasks.handshake(site, handshake), site, handshake))
-    yield from _records(summarise, outgoing(tasks.summarise(site, summarise), site, summarise))
+    if not takes_no_part(site, summarise.kind):
+        yield from _records(summarise, outgoing(tasks.summarise(site, summarise), site, summarise))
     networks = {
         "train.qc": get_method(config.qc.method)(task, config.qc).build(0),
         "train.segmentation": Segmentation(task, config.segmentation).build(0),
     }
     for kind, records in REPLIES.items():
+        if takes_no_part(site, kind):
+            yield Leaving(kind, ERROR, f"code = {ErrorCode.NO_PART}: this site's policy")
+            continue
         if kind in (handshake.kind, summarise.kind):
             continue
         if kind in networks:

@@ -24,8 +24,9 @@ from fedqc.supervision import Service, stopping_at_the_end
 from fedqc_client.activity import ACTIVITY
 from fedqc_client.supernode import meaning_of, news_of, supernode_service
 
-CLOCK_BEHIND, CLOCK_AHEAD = -5.0, 305.0
-"""Seconds that this machine's clock may differ from the coordinator's: what Flower's signatures allow."""
+CLOCK_BEHIND, CLOCK_AHEAD = -305.0, 5.0
+"""Seconds that this machine's clock may be off the coordinator's: a signature counts until 305 s after it was
+made by the coordinator's clock, and not more than 5 s before."""
 _LOOK = 0.5  # seconds between two looks
 _NEWS = 10.0  # seconds for which something is news to whoever starts to look
 
@@ -110,7 +111,7 @@ def greeting(site: SiteConfig) -> str:
         return f"{address} cannot be reached now ({error}); it is tried again until it can"
     if date is not None:
         ahead = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
-        if not CLOCK_BEHIND - 1 <= ahead <= CLOCK_AHEAD:  # the date has whole seconds
+        if not CLOCK_BEHIND <= ahead <= CLOCK_AHEAD + 1:  # the date has whole seconds, cut off
             way = "ahead of" if ahead > 0 else "behind"
             raise ConfigError(
                 f"this machine's clock is {abs(ahead):.0f} s {way} the coordinator's, and no signature would "

@@ -23,7 +23,7 @@ def refusal(site: SiteConfig, request: Request, now: datetime) -> ErrorCode | No
         raise ProtocolError(
             f"{request.kind}: the request names a path on this machine ({request.qc.initial})"
         )
-    if phase_of(request.kind) in policy.refuse:
+    if takes_no_part(site, request.kind):
         return ErrorCode.NO_PART
     if isinstance(request, ModelRequest):
         if sum(values.size for values in request.weights.values()) > policy.largest_model:
@@ -31,6 +31,13 @@ def refusal(site: SiteConfig, request: Request, now: datetime) -> ErrorCode | No
         if policy.hours is not None and not is_within(policy.hours, now.time()):
             return ErrorCode.NOT_NOW
     return None
+
+
+def takes_no_part(site: SiteConfig, kind: str) -> bool:
+    """Whether a site's policy is to take no part in the phase of a kind of message."""
+    if kind == "train.segmentation" and not site.policy.segmentation:
+        return True
+    return phase_of(kind) in site.policy.refuse
 
 
 def phase_of(kind: str) -> str:

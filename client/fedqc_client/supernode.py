@@ -32,7 +32,7 @@ _MEANINGS: Sequence[tuple[str, str]] = (
         r"(?i)failed to activate|unauthenticated|unauthori[sz]ed|public key|\b401\b",
         "the coordinator does not let this site in: it does not know this site's key (then send it the .pub "
         "file that belongs to [coordinator] key), or it still waits for this site's connection from before "
-        "(then it lets it in within a minute)",
+        "(then it lets it in within a minute), or the clocks differ (then set this one by NTP)",
     ),
     (
         r"(?i)incompatible|runtime version|\b(426|412)\b",

@@ -229,8 +229,6 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
     Raises:
         DataError: the site has not curated its cases, or a kept case's files have changed since.
     """
-    if not site.policy.segmentation:
-        return ErrorReply(ErrorCode.NO_PART)
     task = _task(site, request)
     data = load_site_data(site, task)
     cases = _kept_cases(site, task, data)

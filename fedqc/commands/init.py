@@ -1,4 +1,4 @@
-"""`fedqc init site` and `fedqc init federation`."""
+"""`fedqc init`: site, federation, certificate and key."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Write a commented site.toml or federation.toml, by asking or from options.",
+    help="Write a commented site.toml or federation.toml; make keys and certificates.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -145,3 +145,43 @@ def federation(
         "--address": address,
     }
     init_federation(path, options, asking=_may_ask(yes))
+
+
+@app.command()
+def certificate(
+    folder: Annotated[
+        Path, typer.Argument(help="With ca.crt and ca.key, as init federation --host made it.")
+    ] = Path("certificates"),
+    *,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or address under which sites reach the server, or several, separated by commas.",
+            show_default="as in the certificate before",
+        ),
+    ] = None,
+) -> None:
+    """Make another server certificate, before the one there is runs out; sites trust it as the one before."""
+    from fedqc.certificates import YEARS_OF_SERVER, renew_server_files
+
+    hosts = [name.strip() for name in host.split(",")] if host else []
+    files = renew_server_files(folder, hosts)
+    typer.echo(
+        f"{files.certificate} and {files.key} are new, for {YEARS_OF_SERVER} years; start fedqc server again"
+    )
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="The private key; nothing is written over.", show_default="NAME.key")
+    ] = None,
+) -> None:
+    """Make a site's keys anew, where they were lost or somebody else may have them."""
+    from fedqc.certificates import make_site_key
+
+    private = out or Path(f"{name}.key")
+    public = make_site_key(private, name)
+    typer.echo(f"{private} stays here, send {public} to the coordinator")

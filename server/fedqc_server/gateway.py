@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -104,6 +105,7 @@ def configuration(server: ServerConfig, upstream: Upstream, folder: Path, *, nam
     host = f"[{server.host}]" if ":" in server.host else server.host
     return environment.get_template("nginx.conf.jinja").render(
         name=name,
+        zone=f"fedqc_{re.sub(r'[^a-z0-9]', '_', name.lower())}",  # an nginx may be the gateway of several
         external=server.gateway == "external",
         folder=folder,
         listen=f"{host}:{server.port}",
@@ -163,9 +165,19 @@ def _wait_until_free(server: ServerConfig) -> None:
             if error.errno != errno.EADDRINUSE or time.monotonic() > end:
                 reason = os.strerror(error.errno) if error.errno else str(error)
                 raise ConfigError(
-                    f"[server] address {server.address} cannot be had ({reason}); end what uses it, or name "
-                    "another one"
+                    f"[server] address {server.address} cannot be had ({reason}); {_remedy(error.errno)}"
                 ) from None
             time.sleep(0.2)
         else:
             return
+
+
+def _remedy(number: int | None) -> str:
+    if number == errno.EACCES:
+        return (
+            "ports below 1024 are for root or a service with the right to them (AmbientCapabilities="
+            "CAP_NET_BIND_SERVICE in its systemd unit); name a higher one"
+        )
+    if number == errno.EADDRNOTAVAIL:
+        return "this machine has no such address; 0.0.0.0 is every address it has"
+    return "end what uses it, or name another one"

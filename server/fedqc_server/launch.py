@@ -25,7 +25,7 @@ from fedqc.supervision import Service, stopping_at_the_end
 from fedqc.task import load_task
 from fedqc_server.gateway import gateway_service, write_configuration
 from fedqc_server.limits import Limit
-from fedqc_server.run_folder import Listener, RunFolder
+from fedqc_server.run_folder import Listener, RunFolder, described
 from fedqc_server.superlink import SuperLink
 
 PATIENCE = 60.0
@@ -84,8 +84,14 @@ def serve(federation: Path, out: Path, *, seed: int, say: Say, listener: Listene
     if folder.record.get("outcome") == "completed":
         say(f"the run in {out} is completed already; see {folder.path / 'report.html'}")
         return
+    task = load_task(config.task)
+    folder.check(seed=seed, task=task.digest, config=described(config, task))
     folder.path.mkdir(parents=True, exist_ok=True)
-    superlink = SuperLink.prepare(folder.path / "flower", folder.path / "state.db")
+    folder.path.chmod(0o700)  # updates of single sites pass through its database
+    is_open = config.server.gateway == "none"
+    superlink = SuperLink.prepare(
+        folder.path / "flower", folder.path / "state.db", port=config.server.port if is_open else None
+    )
     logs = folder.path / "logs"
     told = {"federation": str(federation.resolve()), "out": str(folder.path), "seed": seed, "resume": True}
     services: list[Service] = list(superlink.services(logs, told, largest))
@@ -152,7 +158,9 @@ def _wait_until_up(superlink: SuperLink, services: list[Service]) -> None:
     end = time.monotonic() + PATIENCE
     while not superlink.is_up():
         if time.monotonic() > end or not services[0].is_running:
-            raise RunError(f"Flower's server does not start; it says:\n{services[0].last_words(10)}")
+            raise RunError(
+                f"Flower's server does not start; {services[0].log} says why: {_end_of(services[0])}"
+            )
         time.sleep(_LOOK)
 
 
@@ -172,8 +180,12 @@ def _lead(superlink: SuperLink, services: list[Service], folder: Path, say: Say,
                 raise RunError(f"{record.get('reason')}; start the same command again to go on")
         tries = tries + 1 if follower.count == before else 0
         say("the run was cut off; it goes on from the last finished round")
-    words = services[1].last_words(15)
-    raise RunError(f"the run does not start, {tries} times in a row; Flower says:\n{words}")
+    raise RunError(f"the run ended {tries} times in a row before anything was done; {_end_of(services[1])}")
+
+
+def _end_of(service: Service) -> str:
+    """Where its log is, and the last line of it."""
+    return f"{service.log} says why, at its end: {service.last_words(1).strip() or 'nothing'}"
 
 
 def _follow(superlink: SuperLink, services: list[Service], run_id: str, follower: Follower, say: Say) -> None:

@@ -50,7 +50,7 @@ from fedqc_server.exchange import Exchange
 from fedqc_server.roster import Clock, Node, is_expected, wait_for_nodes
 from fedqc_server.rounds import NothingToTrainError, Stage, train
 from fedqc_server.run import EXCUSED, Run
-from fedqc_server.run_folder import RunFolder
+from fedqc_server.run_folder import RunFolder, described
 
 
 def run_federation(
@@ -86,7 +86,7 @@ def run_federation(
     _initial_qc(run)  # a model that cannot be used is refused before anything is written
     folder.start(
         federation=config.name,
-        config=config.model_dump(mode="json") | {"task": task.name},  # its file may lie elsewhere one day
+        config=described(config, task),
         task=task.digest,
         versions=_versions(),
         seed=seed,

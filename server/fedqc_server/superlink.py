@@ -68,8 +68,13 @@ class SuperLink:
     port: int
 
     @classmethod
-    def prepare(cls, folder: Path, database: Path) -> "SuperLink":
+    def prepare(cls, folder: Path, database: Path, *, port: int | None = None) -> "SuperLink":
         """Make ready what it needs: a home, a certificate for the loopback address, a secret, the bundle.
+
+        Args:
+            folder: of all that.
+            database: where Flower's server keeps messages.
+            port: to listen on; None: any that is free.
 
         Port and certificate stay what they were before, for an administrator's gateway may know them; nobody
         else but Flower's own processes does.
@@ -77,7 +82,9 @@ class SuperLink:
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
         before = cls.running(folder, database)
-        self = cls(folder, database, _free_port(before.port if before else 0))
+        self = cls(folder, database, port or _free_port(before.port if before else 0))
+        if not database.exists():  # then nobody is let in yet
+            (folder / _REGISTERED).unlink(missing_ok=True)
         if not (self._tls / "server.key").exists():
             shutil.rmtree(self._tls, ignore_errors=True)  # half of it, of a start that was cut off
             make_server_files(self._tls, [LOOPBACK], name="fedqc on this machine")

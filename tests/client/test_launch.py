@@ -79,7 +79,7 @@ def test_somebody_else_in_its_place_is_refused(port: int, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(-400, "400 s ahead of"), (60, "60 s behind"), (-200, None), (2, None)]
+    ("seconds", "said"), [(-60, "60 s ahead of"), (400, "400 s behind"), (200, None), (-2, None)]
 )
 def test_clocks_that_differ_too_much_are_named(
     port: int,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedqc_client.policy import is_within, phase_of, refusal
+from fedqc_client.policy import is_within, phase_of, refusal, takes_no_part
 
 from fedqc.config import DataConfig, PolicyConfig, QCConfig, SegmentationConfig, SiteConfig
 from fedqc.errors import ProtocolError
@@ -40,6 +40,12 @@ def test_by_default_all_is_allowed() -> None:
         TrainSegmentationRequest.model_validate({**MODEL, "segmentation": SegmentationConfig(), "rounds": 1}),
     ]
     assert [refusal(site(), request, NOON) for request in requests] == [None] * 3
+
+
+def test_a_site_that_does_not_train_segmentation_still_gets_the_model() -> None:
+    policy = site(segmentation=False)
+    assert takes_no_part(policy, "train.segmentation")
+    assert [kind for kind in REPLIES if takes_no_part(policy, kind)] == ["train.segmentation"]
 
 
 @pytest.mark.parametrize(

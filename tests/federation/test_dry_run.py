@@ -46,6 +46,16 @@ def test_what_needs_no_model_is_shown_to_the_number(site: Path, planned: Federat
     assert "sha256" in by_kind["query.summarise"]
 
 
+def test_a_phase_that_the_site_refuses_is_shown_so(site: Path, planned: FederationConfig) -> None:
+    text = site.read_text().replace("segmentation = true", 'segmentation = false\nrefuse = ["summarise"]')
+    site.write_text(text)
+    shown = [one for one in what_would_leave(site, planned) if one.content.startswith("code = takes-no-part")]
+    assert {(one.kind, one.record) for one in shown} == {
+        ("query.summarise", "error"),
+        ("train.segmentation", "error"),
+    }
+
+
 def test_nothing_is_written_to_the_ledger(site: Path, planned: FederationConfig) -> None:
     list(what_would_leave(site, planned))
     assert not (site.parent / "results" / "ledger.jsonl").exists()
