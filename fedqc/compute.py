@@ -73,7 +73,8 @@ def choose_compute(device: str = "auto", precision: str = "auto", memory: float 
         )
     if memory is not None and chosen.type == "cuda":
         total = torch.cuda.get_device_properties(chosen).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, memory * _GIB / total), chosen)
+        index = torch.cuda.current_device() if chosen.index is None else chosen.index
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory * _GIB / total), index)
     if precision == "auto":
         precision = "bf16" if _has_bf16(chosen) else "fp32"
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)

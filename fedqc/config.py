@@ -97,6 +97,7 @@ def _hours(value: object) -> object:
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
+FederationName = Annotated[str, AfterValidator(_federation_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -207,9 +208,11 @@ class NetworkConfig(FrozenModel):
     """The network of `qcresunet`. Sizes that are left out are the architecture's own."""
 
     architecture: Literal["corrective", "published"] = "corrective"
-    width: int | None = Field(default=None, ge=4, multiple_of=2)
+    width: int | None = Field(default=None, ge=4, le=1024, multiple_of=2)
     """Channels of the first layer: 16 (corrective); 64 (published), 32 in the journal version."""
-    blocks: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=2)
+    blocks: tuple[Annotated[int, Field(ge=1, le=100)], ...] | None = Field(
+        default=None, min_length=2, max_length=8
+    )
     """Residual blocks of each layer, (1, 2, 3) (corrective) or (3, 4, 6, 3) (published)."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
 
@@ -293,7 +296,9 @@ class SegmentationConfig(FrozenModel):
     batch_size: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)
     deadline: Seconds = 7200.0
-    channels: tuple[Annotated[int, Field(ge=4)], ...] = Field(default=(16, 32, 64), min_length=2)
+    channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] = Field(
+        default=(16, 32, 64), min_length=2, max_length=8
+    )
     """Channels of each level of the U-Net; every further level halves the volume."""
     references: bool = False
     """Whether the site's reference cases for training take part too."""
@@ -365,7 +370,7 @@ class ServerConfig(FrozenModel):
 class FederationConfig(FrozenModel):
     """`federation.toml`: one consortium and its run."""
 
-    name: Annotated[str, AfterValidator(_federation_name)] = "federation"
+    name: FederationName = "federation"
     task: str
     sites: SitesConfig = SitesConfig()
     qc: QCConfig = QCConfig()

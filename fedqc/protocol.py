@@ -28,7 +28,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, SkipValidation, ValidationError
 
-from fedqc.config import CurationConfig, FrozenModel, QCConfig, SegmentationConfig, SiteName
+from fedqc.config import CurationConfig, FederationName, FrozenModel, QCConfig, SegmentationConfig, SiteName
 from fedqc.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
@@ -119,7 +119,7 @@ class Request(FrozenModel):
     kind: ClassVar[str]
     """Message type."""
 
-    federation: str
+    federation: FederationName
     task: str
     """Digest of the federation's task."""
     seed: int = Field(ge=0)

@@ -142,15 +142,16 @@ def test_other_errors_are_not_taken_for_a_full_gpu() -> None:
 
 
 def test_a_gpu_is_shared_with_others_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    bounds: list[tuple[float, torch.device]] = []
+    bounds: list[tuple[float, int]] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=40 * 2**30)
     )
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *bound: bounds.append(bound))
-    choose_compute("cuda", "fp32", 10)
-    choose_compute("cuda", "fp32", 100)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    choose_compute("cuda", "fp32", 10)  # torch takes no device without a number here
+    choose_compute("cuda:0", "fp32", 100)
     choose_compute("cuda", "fp32")
     choose_compute("cpu", "fp32", 10)
-    assert bounds == [(0.25, torch.device("cuda")), (1.0, torch.device("cuda"))]
+    assert bounds == [(0.25, 0), (1.0, 0)]

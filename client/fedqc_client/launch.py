@@ -4,6 +4,8 @@ Flower's SuperNode runs beside this process, asks the coordinator for work over 
 and starts a process of ours for each message. Whatever leaves goes through `fedqc_client.guard`.
 """
 
+import contextlib
+import http.client
 import json
 import ssl
 import time
@@ -22,7 +24,7 @@ from fedqc.errors import ConfigError
 from fedqc.files import LineReader
 from fedqc.supervision import Service, stopping_at_the_end
 from fedqc_client.activity import ACTIVITY
-from fedqc_client.supernode import meaning_of, news_of, supernode_service
+from fedqc_client.supernode import meaning_of, news_of, supernode_services
 
 CLOCK_BEHIND, CLOCK_AHEAD = -305.0, 5.0
 """Seconds that this machine's clock may be off the coordinator's: a signature counts until 305 s after it was
@@ -49,13 +51,15 @@ def serve_site(site_file: Path, *, say: Say, progress: Progress) -> None:
     site = load_site(site_file)
     check_credentials(site)
     say(greeting(site))
-    service = supernode_service(site, site_file)
+    services = supernode_services(site, site_file)
     activity = ActivityFollower(site.results / ACTIVITY, say, progress)
-    connection = ConnectionFollower(service.log, say)
-    with stopping_at_the_end([service]):
-        service.start()
+    connection = ConnectionFollower(services[0].log, say)
+    with stopping_at_the_end(services):
+        for service in services:
+            service.start()
         while True:
-            _tend(service, say)
+            for service in services:
+                _tend(service, say)
             connection.read()
             activity.read()
             time.sleep(_LOOK)
@@ -107,9 +111,9 @@ def greeting(site: SiteConfig) -> str:
                 f"{address}: {meaning_of('CERTIFICATE_VERIFY_FAILED')} ({error.reason.verify_message})"
             ) from None
         return f"{address} cannot be reached now ({error.reason}); it is tried again until it can"
-    except OSError as error:
-        return f"{address} cannot be reached now ({error}); it is tried again until it can"
-    if date is not None:
+    except (OSError, http.client.HTTPException) as error:
+        return f"{address} cannot be reached now ({error!r}); it is tried again until it can"
+    with contextlib.suppress(TypeError, ValueError):  # no date, or none that can be read
         ahead = (datetime.now(UTC) - parsedate_to_datetime(date)).total_seconds()
         if not CLOCK_BEHIND <= ahead <= CLOCK_AHEAD + 1:  # the date has whole seconds, cut off
             way = "ahead of" if ahead > 0 else "behind"

@@ -2,9 +2,14 @@
 
 from datetime import datetime, time
 
+import torch
+
 from fedqc.config import SiteConfig
 from fedqc.errors import ProtocolError
-from fedqc.protocol import ErrorCode, ModelRequest, QCModelRequest, Request
+from fedqc.methods.base import get_method
+from fedqc.protocol import ErrorCode, ModelRequest, QCModelRequest, Request, SegmentationRequest
+from fedqc.segmentation import Segmentation
+from fedqc.task import load_task
 
 
 def refusal(site: SiteConfig, request: Request, now: datetime) -> ErrorCode | None:
@@ -26,11 +31,31 @@ def refusal(site: SiteConfig, request: Request, now: datetime) -> ErrorCode | No
     if takes_no_part(site, request.kind):
         return ErrorCode.NO_PART
     if isinstance(request, ModelRequest):
-        if sum(values.size for values in request.weights.values()) > policy.largest_model:
+        sent = sum(values.size for values in request.weights.values())
+        if max(sent, planned_size(site, request)) > policy.largest_model:
             return ErrorCode.TOO_LARGE
         if policy.hours is not None and not is_within(policy.hours, now.time()):
             return ErrorCode.NOT_NOW
     return None
+
+
+def planned_size(site: SiteConfig, request: ModelRequest) -> int:
+    """Numbers in the network that a request describes; none of them is made.
+
+    What comes along may be smaller, and would be found out only once the network is built.
+
+    Raises:
+        ConfigError: task and configuration do not fit.
+    """
+    task = load_task(site.task)
+    with torch.device("meta"):
+        if isinstance(request, QCModelRequest):
+            network = get_method(request.qc.method)(task, request.qc).build(0)
+        elif isinstance(request, SegmentationRequest):
+            network = Segmentation(task, request.segmentation).build(0)
+        else:
+            return 0
+    return sum(values.numel() for values in network.state_dict().values())
 
 
 def takes_no_part(site: SiteConfig, kind: str) -> bool:

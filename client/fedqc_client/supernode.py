@@ -1,4 +1,4 @@
-"""Flower's client side as a process: the one place of a site that knows its names."""
+"""Flower's client side as processes: the one place of a site that knows their names."""
 
 import os
 import re
@@ -6,14 +6,22 @@ import shlex
 import shutil
 import socket
 import sys
+import threading
+import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 import tomli_w
 
 from fedqc.config import SiteConfig
+from fedqc.errors import ConfigError
+from fedqc.files import write_secret
 from fedqc.supervision import Service, find_program, without_proxy
 
+LOOPBACK = "127.0.0.1"
+_CLIENTAPP = "flwr-clientapp"
 _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -51,36 +59,54 @@ _NEWS: Sequence[tuple[str, str]] = (
 )
 
 
-def supernode_service(site: SiteConfig, site_file: Path) -> Service:
-    """Flower's SuperNode of a site; it only ever connects to the coordinator.
+def supernode_services(site: SiteConfig, site_file: Path) -> tuple[Service, Service]:
+    """Flower's SuperNode of a site, which only ever connects to the coordinator, and its SuperExec.
+
+    The second starts the ClientApp for each message. Both speak with each other on the loopback address, with
+    a secret, so that no other user of this machine can answer in the site's name.
 
     Args:
         site: with address, ca and key of the coordinator.
         site_file: its `site.toml`, which the ClientApp reads anew for every message.
     """
-    coordinator = site.coordinator
+    coordinator, logs = site.coordinator, site.results / "logs"
     folder = site.results / "flower"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    for left_behind in ("apps",):  # bundles of runs before
-        shutil.rmtree(folder / left_behind, ignore_errors=True)
+    shutil.rmtree(folder / "apps", ignore_errors=True)  # bundles of runs before
     (folder / "node.toml").write_text(tomli_w.dumps({"site": str(site_file.resolve())}), encoding="utf-8")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+    secret = folder / "superexec.secret"
+    write_secret(secret)
+    with socket.create_server((LOOPBACK, 0)) as probe:
         port = probe.getsockname()[1]
-    command = [
-        find_program("flower-supernode"),
-        *("--superlink", str(coordinator.address)),
-        *("--root-certificates", str(coordinator.ca)),
-        *("--auth-supernode-private-key", str(coordinator.key)),
-        *("--node-config", str(folder / "node.toml")),
-        *("--host", "127.0.0.1", "--port", str(port)),
-        *("--isolation", "subprocess"),
-    ]
-    path = os.pathsep.join(
-        [str(_own_programs(folder)), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    environment = {**_ENVIRONMENT, **without_proxy(), "FLWR_HOME": str(folder)}
+    supernode = Service(
+        "supernode",
+        [
+            *(sys.executable, "-m", "fedqc_client.supernode"),  # flower-supernode that ends when it is broken
+            *("--superlink", str(coordinator.address)),
+            *("--root-certificates", str(coordinator.ca)),
+            *("--auth-supernode-private-key", str(coordinator.key)),
+            *("--node-config", str(folder / "node.toml")),
+            *("--host", LOOPBACK, "--port", str(port)),
+            *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+        ],
+        logs / "supernode.log",
+        environment,
     )
-    environment = {**_ENVIRONMENT, **without_proxy(), "FLWR_HOME": str(folder), "PATH": path}
-    return Service("supernode", command, site.results / "logs" / "supernode.log", environment)
+    path = [str(_own_programs(folder)), str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    superexec = Service(
+        "superexec",
+        [
+            find_program("flower-superexec"),
+            *("--runtime-api-address", f"{LOOPBACK}:{port}", "--insecure"),
+            *("--superexec-auth-secret-file", str(secret)),
+            *("--parent-pid", str(os.getpid())),
+        ],
+        logs / "superexec.log",
+        {**environment, "PATH": os.pathsep.join(path)},
+    )
+    return supernode, superexec
 
 
 def meaning_of(last_words: str) -> str:
@@ -98,10 +124,49 @@ def news_of(line: str) -> str | None:
 
 
 def _own_programs(folder: Path) -> Path:
-    """A folder, first on the path, where `flwr-clientapp` is ours (see `fedqc_client.bundle`)."""
+    """A folder, first on the path, with the programs that Flower starts for a site.
+
+    `flwr-clientapp` is ours (see `fedqc_client.bundle`). Flower would start others, too, if the coordinator
+    says that its run is of another kind, and these would run the code that comes with it.
+    """
+    commands = import_module("flwr.supercore.constant").TASK_TYPE_TO_COMMAND.values()
+    if _CLIENTAPP not in commands:
+        raise ConfigError("this version of Flower starts sites in another way than fedqc knows")
     programs = folder / "bin"
-    programs.mkdir(exist_ok=True)
-    program = programs / "flwr-clientapp"
-    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m fedqc_client.bundle "$@"\n')
-    program.chmod(0o700)
+    shutil.rmtree(programs, ignore_errors=True)
+    programs.mkdir()
+    for command in commands:
+        does = f'exec {shlex.quote(sys.executable)} -m fedqc_client.bundle "$@"'
+        program = programs / command
+        program.write_text(f"#!/bin/sh\n{does if command == _CLIENTAPP else 'exit 1'}\n")
+        program.chmod(0o700)
     return programs
+
+
+def main() -> NoReturn:
+    """Run Flower's `flower-supernode`, and end when any part of it does.
+
+    After an error that it does not expect Flower stops asking for work or saying that it is there, and the
+    process stays; ended, it is started again.
+    """
+
+    def end(told: threading.ExceptHookArgs) -> None:
+        threading.__excepthook__(told)
+        os._exit(1)
+
+    threading.excepthook = end
+    status = 1
+    try:
+        import_module("flwr.supernode.cli").flower_supernode()
+    except SystemExit as asked:
+        status = asked.code % 256 if isinstance(asked.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -6,9 +6,11 @@ When a part dies it is started again, and when the ServerApp dies the run goes o
 from the last finished round.
 """
 
+import contextlib
+import fcntl
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ from fedqc_server.superlink import SuperLink
 
 PATIENCE = 60.0
 """Seconds for Flower's server to answer after it was started."""
+GONE = 600.0
+"""Seconds for it to come back after it died."""
 TRIES_WITHOUT_PROGRESS = 3
 """So many runs of Flower in a row may end without a new event of ours."""
 _LOOK = 0.5  # seconds between two looks
@@ -79,37 +83,59 @@ def serve(federation: Path, out: Path, *, seed: int, say: Say, listener: Listene
         StopRequestedError: somebody stopped it.
     """
     config = load_federation(federation)
-    keys, largest = site_keys(config), largest_reply(config)
-    folder = RunFolder(out.resolve(), resume=True)
-    if folder.record.get("outcome") == "completed":
-        say(f"the run in {out} is completed already; see {folder.path / 'report.html'}")
-        return
-    task = load_task(config.task)
-    folder.check(seed=seed, task=task.digest, config=described(config, task))
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.path.chmod(0o700)  # updates of single sites pass through its database
-    is_open = config.server.gateway == "none"
-    superlink = SuperLink.prepare(
-        folder.path / "flower", folder.path / "state.db", port=config.server.port if is_open else None
-    )
-    logs = folder.path / "logs"
-    told = {"federation": str(federation.resolve()), "out": str(folder.path), "seed": seed, "resume": True}
-    services: list[Service] = list(superlink.services(logs, told, largest))
+    keys, largest, task = site_keys(config), largest_reply(config), load_task(config.task)
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    out.chmod(0o700)  # updates of single sites pass through its database
+    with _alone(out):
+        folder = RunFolder(out, resume=True)
+        if folder.record.get("outcome") == "completed":
+            say(f"the run in {out} is completed already; for another one name another folder with --out")
+            return
+        folder.check(seed=seed, task=task.digest, config=described(config, task))
+        told = {"federation": str(federation.resolve()), "out": str(out), "seed": seed, "resume": True}
+        superlink, services = _parts(config, out, told, largest, say)
+        with stopping_at_the_end(services):
+            for service in services:
+                service.start()
+            _wait_until_up(superlink, services)
+            superlink.stop_all()
+            superlink.register(keys)
+            is_open = config.server.gateway == "none"
+            reached = superlink.address if is_open else config.server.address
+            say(f"listening on {reached}; sites: {', '.join(sorted(keys))}; the run's folder is {out}")
+            _lead(superlink, services, out, say, listener)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Refuse to lead a run that another process leads; the system lets go of the lock when that one ends."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"{folder}: another fedqc server leads this run; --status says how it stands, and another "
+                "folder is named with --out"
+            ) from None
+        yield
+
+
+def _parts(
+    config: FederationConfig, folder: Path, told: Mapping[str, Any], largest: Limit, say: Say
+) -> tuple[SuperLink, list[Service]]:
+    """Flower's server and all that has to run, in the order in which it is started."""
     server = config.server
+    port = server.port if server.gateway == "none" else None
+    superlink = SuperLink.prepare(folder / "flower", folder / "state.db", port=port)
+    services = list(superlink.services(folder / "logs", told, largest))
     if server.gateway != "none":
-        written = write_configuration(server, superlink.upstream, folder.path / "gateway", name=config.name)
+        written = write_configuration(server, superlink.upstream, folder / "gateway", name=config.name)
         if server.gateway == "nginx":
             services.append(gateway_service(written, server))
         else:
             say(f"the gateway's configuration is in {written}; include it in the http block of your nginx")
-    with stopping_at_the_end(services):
-        for service in services:
-            service.start()
-        _wait_until_up(superlink, services)
-        superlink.register(keys)
-        reached = server.address if server.gateway != "none" else superlink.address
-        say(f"listening on {reached}; sites: {', '.join(sorted(keys))}; the run's folder is {folder.path}")
-        _lead(superlink, services, folder.path, say, listener)
+    return superlink, services
 
 
 def site_keys(config: FederationConfig) -> dict[str, Path]:
@@ -158,9 +184,7 @@ def _wait_until_up(superlink: SuperLink, services: list[Service]) -> None:
     end = time.monotonic() + PATIENCE
     while not superlink.is_up():
         if time.monotonic() > end or not services[0].is_running:
-            raise RunError(
-                f"Flower's server does not start; {services[0].log} says why: {_end_of(services[0])}"
-            )
+            raise RunError(f"Flower's server does not start; {_end_of(services[0])}")
         time.sleep(_LOOK)
 
 
@@ -168,29 +192,32 @@ def _lead(superlink: SuperLink, services: list[Service], folder: Path, say: Say,
     """Have Flower run the ServerApp until the run is at its end."""
     follower = Follower(folder, listener)
     follower.skip()
+    log = folder / "logs" / "serverapp.log"
     tries = 0
     while tries < TRIES_WITHOUT_PROGRESS:
         before, ended = follower.count, _record(folder).get("finished")
-        _follow(superlink, services, superlink.submit(), follower, say)
+        run_id = superlink.submit()
+        _follow(superlink, services, run_id, follower, say)
         record = _record(folder)
-        if record.get("finished") != ended:  # else that is how the run before ended
-            if record.get("outcome") == "completed":
-                return
-            if record.get("outcome") == "failed":
-                raise RunError(f"{record.get('reason')}; start the same command again to go on")
+        is_new = record.get("finished") != ended  # else that is how the run before ended
+        if is_new and record.get("outcome") == "completed":
+            return
+        superlink.keep_log(run_id, log)
+        if is_new and record.get("outcome") == "failed":
+            raise RunError(f"{record.get('reason')}; start the same command again to go on")
         tries = tries + 1 if follower.count == before else 0
         say("the run was cut off; it goes on from the last finished round")
-    raise RunError(f"the run ended {tries} times in a row before anything was done; {_end_of(services[1])}")
-
-
-def _end_of(service: Service) -> str:
-    """Where its log is, and the last line of it."""
-    return f"{service.log} says why, at its end: {service.last_words(1).strip() or 'nothing'}"
+    raise RunError(f"the run ended {tries} times in a row before anything was done; {log} says why")
 
 
 def _follow(superlink: SuperLink, services: list[Service], run_id: str, follower: Follower, say: Say) -> None:
-    """Watch one run of Flower's until it ended, and keep the services alive meanwhile."""
-    asked, ended = time.monotonic(), _record(follower.folder).get("finished")
+    """Watch one run of Flower's until it ended, and keep the services alive meanwhile.
+
+    Raises:
+        RunError: Flower's server does not come back.
+    """
+    ended = _record(follower.folder).get("finished")
+    asked = heard = time.monotonic()
     while True:
         for service in services:
             status = service.tend()
@@ -201,18 +228,30 @@ def _follow(superlink: SuperLink, services: list[Service], run_id: str, follower
         is_over = _record(follower.folder).get("finished") not in (ended, None)
         if is_over or now - max(asked, follower.news) > _ASK_FLOWER:
             asked = now
-            if _is_finished(superlink, run_id):
+            finished = _is_finished(superlink, run_id)
+            if finished is None and now - heard > (_ASK_FLOWER if is_over else GONE):
+                if is_over:
+                    return
+                raise RunError(f"Flower's server does not come back; {_end_of(services[0])}")
+            if finished:
                 follower.read()
                 return
+            if finished is not None:
+                heard = now
         time.sleep(_LOOK)
 
 
-def _is_finished(superlink: SuperLink, run_id: str) -> bool:
-    """Whether Flower says that a run is over; a server that is just starting again says nothing."""
+def _is_finished(superlink: SuperLink, run_id: str) -> bool | None:
+    """Whether Flower says that a run is over; None where it says nothing, as while it starts again."""
     try:
         return superlink.status(run_id).startswith(("finished", "unknown"))
     except RunError:
-        return False
+        return None
+
+
+def _end_of(service: Service) -> str:
+    """Where its log is, and the last line of it."""
+    return f"{service.log} says why, at its end: {service.last_words(1).strip() or 'nothing'}"
 
 
 def _record(folder: Path) -> Mapping[str, Any]:

@@ -22,11 +22,10 @@ from flwr.serverapp import Grid
 from fedqc.errors import ProtocolError
 
 UPLOAD_VARIABLE = "FEDQC_UPLOAD_LIMIT"
-"""Environment variable of Flower's server: bytes and objects of the largest answer, with a space between."""
+"""Environment variable of Flower's server: bytes that it keeps of one message at most."""
 
 _OBJECT = 2**22  # bytes; Flower's are 5 MiB, and the last of an array is smaller
 _PLENTY_OBJECTS, _PLENTY_BYTES = 256, 2**20  # for records and names, whatever else there is
-# The disk takes more than the ServerApp loads, for it is the ServerApp that says which site sent too much.
 _DISK_SHARE = 2
 
 
@@ -52,38 +51,28 @@ class Limit:
         objects = _PLENTY_OBJECTS + 4 * n_arrays + 2 * weights_bytes // _OBJECT
         return cls(_PLENTY_BYTES + weights_bytes + weights_bytes // 8, objects)
 
-    def on_disk(self) -> "Limit":
-        """What Flower's server may keep of one message."""
-        return Limit(_DISK_SHARE * self.size, _DISK_SHARE * self.objects)
+    @property
+    def on_disk(self) -> int:
+        """Bytes that Flower's server keeps of such a reply at most.
 
-    def to_text(self) -> str:
-        """For `UPLOAD_VARIABLE`."""
-        return f"{self.size} {self.objects}"
-
-    @classmethod
-    def from_text(cls, text: str) -> "Limit":
-        """The other way.
-
-        Raises:
-            ValueError: that is no limit.
+        That is more than the ServerApp loads, for it is the ServerApp that says which site sent too much.
         """
-        size, objects = map(int, text.split())
-        return cls(size, objects)
+        return _DISK_SHARE * self.size
 
 
 # ------------------------------------------------------------------------------------------ the ServerApp
 
 _INSTALLED: list[Callable[..., dict[str, bytes]]] = []
-_LIMIT: ContextVar[Limit | None] = ContextVar("fedqc_reply_limit", default=None)
+_LIMIT: ContextVar[tuple[Limit, float] | None] = ContextVar("fedqc_reply_limit", default=None)
 
 
 @contextmanager
-def limiting(limit: Limit) -> Iterator[None]:
-    """Refuse larger replies inside the block.
+def limiting(limit: Limit, patience: float) -> Iterator[None]:
+    """Refuse larger replies inside the block, and wait for the parts of one for so many seconds.
 
     The block's pulls raise `ReplyTooLargeError`, once `install` was called.
     """
-    token = _LIMIT.set(limit)
+    token = _LIMIT.set((limit, patience))
     try:
         yield
     finally:
@@ -104,9 +93,10 @@ def limited_pull(pull: Callable[..., dict[str, bytes]]) -> Callable[..., dict[st
     def pull_objects(
         object_ids: list[str], pull_object_fn: Callable[[str], bytes], **options: Any
     ) -> dict[str, bytes]:
-        limit = _LIMIT.get()  # here, for the objects are pulled in threads
-        if limit is None:
+        told = _LIMIT.get()  # here, for the objects are pulled in threads
+        if told is None:
             return pull(object_ids, pull_object_fn, **options)
+        limit, patience = told
         message_id = object_ids[-1]  # the tree's root comes last
         if len(object_ids) > limit.objects:
             raise ReplyTooLargeError(
@@ -123,7 +113,7 @@ def limited_pull(pull: Callable[..., dict[str, bytes]]) -> Callable[..., dict[st
                     raise ReplyTooLargeError(f"more than {limit.size} bytes", message_id)
             return content
 
-        return pull(object_ids, pull_and_count, **options)
+        return pull(object_ids, pull_and_count, **{**options, "max_time": patience})
 
     return pull_objects
 
@@ -142,42 +132,68 @@ def discard(grid: Grid, message_id: str) -> None:
 # ---------------------------------------------------------------------------------------- Flower's server
 
 
-def bound_uploads(limit: Limit) -> None:
-    """Let Flower's server keep no more than `limit` of one message.
+def bound_uploads(most: int) -> None:
+    """Let Flower's server keep no more than so many bytes of one message, and of a site nothing but replies.
 
-    A message that announces more objects is not taken at all; of one that brings more bytes, the rest is
-    not.
+    Flower itself lets a site that it knows store messages from and to anybody, and many of them. With this,
+    a site has one answer to each request that was sent to it.
+
+    Args:
+        most: bytes of all objects of a message; of one that brings more, the rest is not stored.
     """
-    objects = import_module("flwr.supercore.object_store.sql_object_store").SqlObjectStore
-    state = import_module("flwr.supercore.corestate.sql_corestate").SqlCoreState
-    iterate = import_module("flwr.supercore.inflatable.inflatable_object").iterate_object_tree
-    preregister, store_object = objects.preregister, state.store_object
-    lock, received = threading.Lock(), dict[str, int]()
+    core = import_module("flwr.supercore.corestate.sql_corestate").SqlCoreState
+    link = import_module("flwr.server.superlink.linkstate.sql_linkstate").SqlLinkState
+    fleet = import_module("flwr.superlink.servicer.fleet.fleet_handlers")
+    push_messages, store_message, store_object = (
+        fleet.push_messages,
+        link.store_message_and_object_tree,
+        core.store_object,
+    )
+    lock = threading.Lock()
+    answered = dict[str, str]()
+    """What each session of uploads answers; one that is tried again is another session."""
+    received = dict[str, int]()
+    """Bytes of each answer."""
 
-    def preregister_few(self: Any, run_id: int, object_tree: Any) -> list[str]:
-        count = sum(1 for _ in iterate(object_tree))
-        if count > limit.objects:
-            raise ValueError(f"a message of {count} objects, at most {limit.objects} are taken")
-        announced: list[str] = preregister(self, run_id, object_tree)
-        return announced
+    def push_one_reply(request: Any, state: Any) -> Any:
+        messages, trees = request.messages_list, request.message_object_trees
+        if (
+            len(messages) != 1
+            or len(trees) != 1
+            or messages[0].metadata.src_node_id != request.node.node_id
+            or not messages[0].metadata.reply_to_message_id
+            or trees[0].object_id != messages[0].metadata.message_id
+        ):
+            raise ValueError(f"node {request.node.node_id} sends something else than a reply of its own")
+        return push_messages(request=request, state=state)
+
+    def store_and_note(self: Any, message: Any, object_tree: Any, session_id: str) -> tuple[bool, list[str]]:
+        with lock:
+            answered[session_id] = message.metadata.reply_to_message_id or message.metadata.message_id
+        found: tuple[bool, list[str]] = store_message(self, message, object_tree, session_id)
+        return found
 
     def store_little(self: Any, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
-        # A session is one message. Flower refuses a name that it has not given; without one (from older
-        # sites) it finds the session itself, and there is one count for all of them.
-        with lock:
-            if received.get(session_id, 0) + len(object_content) > limit.size:
+        if not session_id:  # Flower would find one; the sites of its versions of today name theirs
+            return False
+        name, size = answered.get(session_id, session_id), len(object_content)
+        with lock:  # not while it is stored: many sites upload at the same time
+            if received.get(name, 0) + size > most:
                 return False
-            stored = bool(store_object(self, run_id, session_id, object_id, object_content))
-            if stored:
-                received[session_id] = received.get(session_id, 0) + len(object_content)
-            return stored
+            received[name] = received.get(name, 0) + size
+        stored = bool(store_object(self, run_id, session_id, object_id, object_content))
+        if not stored:
+            with lock:
+                received[name] -= size
+        return stored
 
-    objects.preregister, state.store_object = preregister_few, store_little
+    fleet.push_messages, link.store_message_and_object_tree = push_one_reply, store_and_note
+    core.store_object = store_little
 
 
 def main() -> NoReturn:
     """Run Flower's `flower-superlink` behind the count."""
-    bound_uploads(Limit.from_text(os.environ[UPLOAD_VARIABLE]))
+    bound_uploads(int(os.environ[UPLOAD_VARIABLE]))
     import_module("flwr.superlink.cli").flower_superlink()
     raise SystemExit(0)
 

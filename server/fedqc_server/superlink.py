@@ -4,9 +4,9 @@ SuperLink keeps messages and speaks with the sites; SuperExec starts the ServerA
 in from Python, so its commands are called, with a home folder of their own.
 """
 
+import contextlib
 import json
 import os
-import secrets
 import shutil
 import socket
 import ssl
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tomllib
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from typing import Any
 import tomli_w
 
 from fedqc.certificates import make_server_files
-from fedqc.errors import RunError
-from fedqc.files import write_json
+from fedqc.errors import ConfigError, RunError
+from fedqc.files import write_json, write_secret
 from fedqc.supervision import Service, find_program, without_proxy
 from fedqc_server.gateway import Upstream
 from fedqc_server.limits import UPLOAD_VARIABLE, Limit
@@ -35,6 +35,7 @@ too, and they need not know the coordinator's paths."""
 
 _CONNECTION = "fedqc"
 _REGISTERED = "registered.json"
+_UNREGISTERED = "unregistered"
 _SECONDS = 60  # for a command of Flower
 _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -85,12 +86,10 @@ class SuperLink:
         self = cls(folder, database, port or _free_port(before.port if before else 0))
         if not database.exists():  # then nobody is let in yet
             (folder / _REGISTERED).unlink(missing_ok=True)
-        if not (self._tls / "server.key").exists():
+        if not (self._tls / "server.crt").exists():  # the last of them
             shutil.rmtree(self._tls, ignore_errors=True)  # half of it, of a start that was cut off
             make_server_files(self._tls, [LOOPBACK], name="fedqc on this machine")
-        self._secret.unlink(missing_ok=True)
-        with os.fdopen(os.open(self._secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
+        write_secret(self._secret)
         connection = {"address": self.address, "root-certificates": str(self._tls / "ca.crt")}
         settings = {"superlink": {"default": _CONNECTION, _CONNECTION: connection}}
         (folder / "config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
@@ -151,7 +150,7 @@ class SuperLink:
                 "--disable-runtime-dependency-installation",
             ],
             logs / "superlink.log",
-            {**environment, UPLOAD_VARIABLE: largest.on_disk().to_text()},
+            {**environment, UPLOAD_VARIABLE: str(largest.on_disk)},
         )
         superexec = Service(
             "superexec",
@@ -182,22 +181,48 @@ class SuperLink:
     def register(self, keys: Mapping[str, Path]) -> None:
         """Let in exactly these sites, by their public keys.
 
-        A key that was let in before and is not among them any more is shut out.
+        A key that was let in before and is not among them any more is shut out, for good: Flower takes none
+        twice.
 
         Raises:
+            ConfigError: a key was shut out before.
             RunError: Flower refuses a key.
         """
         memory = self.folder / _REGISTERED
         known: dict[str, dict[str, str]] = json.loads(memory.read_text()) if memory.exists() else {}
         wanted = {site: " ".join(path.read_text().split()[:2]) for site, path in keys.items()}
         for site in [name for name, entry in known.items() if wanted.get(name) != entry["key"]]:
-            self._flwr("supernode", "unregister", known[site]["node"], _CONNECTION)
+            if self._nodes().get(known[site]["node"], _UNREGISTERED) != _UNREGISTERED:
+                self._flwr("supernode", "unregister", known[site]["node"], _CONNECTION)
             del known[site]
             write_json(memory, known)
         for site in sorted(set(wanted) - set(known)):
-            answer = self._flwr("supernode", "register", str(keys[site]), _CONNECTION, "--name", site)
-            known[site] = {"key": wanted[site], "node": str(answer["node-id"])}
+            known[site] = {"key": wanted[site], "node": self._let_in(site, keys[site], known)}
             write_json(memory, known)
+
+    def _let_in(self, site: str, key: Path, known: Mapping[str, Mapping[str, str]]) -> str:
+        """Flower's id of a site that it did not know."""
+        try:
+            answer = self._flwr("supernode", "register", str(key), _CONNECTION, "--name", site)
+        except RunError:
+            # Perhaps it was let in just before a start that was cut off, and nobody wrote it down.
+            ours = {entry["node"] for entry in known.values()}
+            nodes = self._nodes()
+            strangers = [node for node, state in nodes.items() if state != _UNREGISTERED and node not in ours]
+            if len(strangers) == 1:
+                return strangers[0]
+            if _UNREGISTERED in nodes.values():
+                raise ConfigError(
+                    f"{key}: Flower's server does not take this key; one that was shut out before is never "
+                    "let in again, so have the site make another one with fedqc init key"
+                ) from None
+            raise
+        return str(answer["node-id"])
+
+    def _nodes(self) -> dict[str, str]:
+        """Status of every node that Flower knows, by id."""
+        answer = self._flwr("supernode", "list", _CONNECTION)
+        return {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
 
     def sites(self) -> dict[str, str]:
         """What Flower says of each site: `online`, `offline`, or `registered` where it never came.
@@ -206,8 +231,7 @@ class SuperLink:
             RunError: Flower does not say.
         """
         known: dict[str, dict[str, str]] = json.loads((self.folder / _REGISTERED).read_text())
-        answer = self._flwr("supernode", "list", _CONNECTION)
-        status = {str(node["node-id"]): str(node["status"]) for node in answer["nodes"]}
+        status = self._nodes()
         return {site: status.get(entry["node"], "unknown") for site, entry in sorted(known.items())}
 
     def submit(self) -> str:
@@ -227,13 +251,19 @@ class SuperLink:
         runs = self._flwr("list", "--run-id", run_id, _CONNECTION)["runs"]
         return str(runs[0]["status"]) if runs else "unknown"
 
-    def stop(self, run_id: str) -> None:
-        """Stop a run.
+    def stop_all(self) -> None:
+        """Stop every run that is not finished: two must not lead one folder."""
+        for run in self._flwr("list", _CONNECTION)["runs"]:
+            if not str(run["status"]).startswith("finished"):
+                with contextlib.suppress(RunError):  # it has just ended
+                    self._flwr("stop", str(run["run-id"]), _CONNECTION)
 
-        Raises:
-            RunError: Flower does not.
-        """
-        self._flwr("stop", run_id, _CONNECTION)
+    def keep_log(self, run_id: str, path: Path) -> None:
+        """Add what a run's own process said to a file; Flower shows it nowhere else."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            said = self._call("log", run_id, _CONNECTION, "--show").stdout
+            with path.open("a", encoding="utf-8", errors="replace") as file:
+                file.write(said)
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -241,16 +271,8 @@ class SuperLink:
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         """Call `flwr`, which prints JSON."""
-        command: Sequence[str] = [find_program("flwr"), *arguments, "--format", "json"]
         try:
-            done = subprocess.run(  # noqa: S603 - a list, no shell
-                command,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=_SECONDS,
-                env={**os.environ, **self._environment()},
-            )
+            done = self._call(*arguments, "--format", "json")
             answer = json.loads(done.stdout[done.stdout.index("{") :])
         except subprocess.TimeoutExpired:
             raise RunError(
@@ -261,6 +283,16 @@ class SuperLink:
         if not isinstance(answer, dict) or not answer.get("success", True):
             raise RunError(f"flwr {arguments[0]}: {answer}")
         return answer
+
+    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(  # noqa: S603 - a list, no shell
+            [find_program("flwr"), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_SECONDS,
+            env={**os.environ, **self._environment()},
+        )
 
 
 def _free_port(wanted: int) -> int:

@@ -34,10 +34,18 @@ def test_the_bundle_of_our_own_server_passes(tmp_path: Path) -> None:
     check_bundle(build_fab_from_disk(superlink.folder / "bundle"))
 
 
-def test_the_bundle_of_this_project_passes_but_for_its_dependencies() -> None:
-    root = Path(__file__).parents[2]
-    with pytest.raises(BundleRefusedError, match="asks to install"):
-        check_bundle(build_fab_from_disk(root))
+def test_another_name_is_refused() -> None:
+    """Flower makes the name of a folder of it."""
+    for about in ({"name": "../x", "version": "1.0.0"}, {"name": "fedqc-run", "version": "../../data"}):
+        with pytest.raises(BundleRefusedError, match="calls itself"):
+            check_bundle(bundle(project={**PROJECT, "project": about}))
+
+
+def test_a_list_of_other_files_is_refused() -> None:
+    """Flower compares the hash of each file that is listed: it tells whether a site has one like it."""
+    listed = f"/data/patient_0001.nii.gz,{'0' * 64},1\n"
+    with pytest.raises(BundleRefusedError, match=r"lists /data/patient_0001\.nii\.gz"):
+        check_bundle(bundle({"README.md": "", ".info/CONTENT": listed}))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +96,8 @@ def test_other_components_are_refused(components: object) -> None:
 
 
 def test_dependencies_are_refused() -> None:
-    project = {**PROJECT, "project": {"name": "x", "version": "1", "dependencies": ["evil>=1"]}}
+    about = {"name": "fedqc-run", "version": "1.0.0", "dependencies": ["evil>=1"]}
+    project = {**PROJECT, "project": about}
     with pytest.raises(BundleRefusedError, match=r"asks to install \['evil>=1'\]"):
         check_bundle(bundle(project=project))
 

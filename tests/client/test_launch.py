@@ -2,7 +2,10 @@
 
 import http.server
 import re
+import shutil
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +17,8 @@ from typing import Any
 import pytest
 from fedqc_client.activity import ACTIVITY, Activity
 from fedqc_client.launch import ActivityFollower, ConnectionFollower, check_credentials, greeting
-from fedqc_client.supernode import meaning_of, supernode_service
+from fedqc_client.supernode import meaning_of, supernode_services
+from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
 
 from fedqc.certificates import ServerFiles, make_server_files, make_site_key
 from fedqc.config import CoordinatorConfig, DataConfig, SiteConfig
@@ -126,14 +130,52 @@ def test_without_credentials_nothing_starts(files: ServerFiles, tmp_path: Path) 
 
 
 def test_flower_is_started_with_our_own_program_first(files: ServerFiles, tmp_path: Path) -> None:
-    service = supernode_service(site(tmp_path, "127.0.0.1:1", files.authority), tmp_path / "site.toml")
-    first = Path(service.environment["PATH"].split(":")[0])
+    supernode, superexec = supernode_services(
+        site(tmp_path, "127.0.0.1:1", files.authority), tmp_path / "site.toml"
+    )
+    first = Path(superexec.environment["PATH"].split(":")[0])
     assert "fedqc_client.bundle" in (first / "flwr-clientapp").read_text()
-    assert service.environment["FLWR_HOME"] == str(tmp_path / "results" / "flower")
-    command = " ".join(service.command)
+    for service in (supernode, superexec):
+        assert service.environment["FLWR_HOME"] == str(tmp_path / "results" / "flower")
+    command = " ".join(supernode.command)
     assert "--superlink 127.0.0.1:1" in command
     assert "--host 127.0.0.1" in command
     assert "--insecure" not in command
+    # Nobody else on this machine may answer for the site.
+    secret = tmp_path / "results" / "flower" / "superexec.secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    for service in (supernode, superexec):
+        assert f"--superexec-auth-secret-file {secret}" in " ".join(service.command)
+
+
+def test_no_other_program_of_flower_is_started(files: ServerFiles, tmp_path: Path) -> None:
+    """What Flower would start for a run of another kind runs the code that comes with it."""
+    _, superexec = supernode_services(site(tmp_path, "127.0.0.1:1", files.authority), tmp_path / "site.toml")
+    for command in TASK_TYPE_TO_COMMAND.values():
+        found = shutil.which(command, path=superexec.environment["PATH"])
+        assert found == str(tmp_path / "results" / "flower" / "bin" / command)
+        if command != "flwr-clientapp":
+            assert subprocess.run([found], check=False).returncode == 1
+
+
+def test_a_supernode_that_is_broken_ends() -> None:
+    """Flower would stay, and do nothing."""
+    program = (
+        "import threading, flwr.supernode.cli as cli\n"
+        "def broken(): raise RuntimeError('a part of it')\n"
+        "def stays():\n"
+        "    threading.Thread(target=threading.Event().wait).start()\n"
+        "    part = threading.Thread(target=broken)\n"
+        "    part.start()\n"
+        "    part.join()\n"
+        "    threading.Event().wait()\n"
+        "cli.flower_supernode = stays\n"
+        "from fedqc_client.supernode import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert b"a part of it" in done.stderr
 
 
 @pytest.mark.parametrize(

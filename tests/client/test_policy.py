@@ -3,9 +3,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedqc_client.policy import is_within, phase_of, refusal, takes_no_part
+from fedqc_client.policy import is_within, phase_of, planned_size, refusal, takes_no_part
 
-from fedqc.config import DataConfig, PolicyConfig, QCConfig, SegmentationConfig, SiteConfig
+from fedqc.config import DataConfig, NetworkConfig, PolicyConfig, QCConfig, SegmentationConfig, SiteConfig
 from fedqc.errors import ProtocolError
 from fedqc.protocol import (
     REPLIES,
@@ -80,8 +80,22 @@ def test_every_phase_can_be_refused_by_a_name() -> None:
 
 
 def test_a_model_beyond_the_largest() -> None:
-    assert refusal(site(largest_model=99), train(), NOON) == ErrorCode.TOO_LARGE
-    assert refusal(site(largest_model=100), train(), NOON) is None
+    planned = planned_size(site(), train())
+    assert planned > 1000
+    assert refusal(site(largest_model=planned - 1), train(), NOON) == ErrorCode.TOO_LARGE
+    assert refusal(site(largest_model=planned), train(), NOON) is None
+    more = train(weights={"w": np.zeros(planned + 1, np.float32)})
+    assert refusal(site(largest_model=planned), more, NOON) == ErrorCode.TOO_LARGE
+
+
+def test_a_network_that_is_described_only_is_beyond_it_too() -> None:
+    """One number comes along; the network would take all memory there is."""
+    wide = NetworkConfig(architecture="published", width=1024, blocks=(100, 100, 100, 100))
+    request = train(qc=QCConfig(network=wide), weights={"w": np.zeros(1, np.float32)})
+    assert refusal(site(), request, NOON) == ErrorCode.TOO_LARGE
+    channels = SegmentationConfig(channels=(4, 2048, 2048, 2048))
+    segmentation = {**MODEL, "segmentation": channels, "rounds": 1}
+    assert refusal(site(), TrainSegmentationRequest.model_validate(segmentation), NOON) == ErrorCode.TOO_LARGE
 
 
 @pytest.mark.parametrize(

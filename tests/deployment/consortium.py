@@ -131,6 +131,12 @@ class Consortium:
         assert self.record()["outcome"] == "completed"
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def write_consortium(
     folder: Path,
     *,
@@ -141,8 +147,7 @@ def write_consortium(
     minimum: int = 2,
 ) -> Consortium:
     """Folders with phantoms, keys and certificates; nothing runs yet."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     task = write_task(folder)
     make_server_files(folder / "certificates", ["127.0.0.1", "localhost"], name="test")
     (folder / "keys").mkdir()

@@ -1,5 +1,6 @@
 """Who is not let in, and what each of them is told."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from fedqc.certificates import make_server_files, make_site_key
 from fedqc.supervision import find_program
-from tests.deployment.consortium import SITES, Consortium, running, wait_until, write_consortium
+from tests.deployment.consortium import SITES, Consortium, free_port, running, wait_until, write_consortium
 
 pytestmark = pytest.mark.deploy
 
@@ -49,17 +50,19 @@ def test_without_the_right_key_and_authority(consortium: Consortium) -> None:
     wait_until(lambda: "connected to the coordinator; waiting for work" in good.said(), say=good.said)
 
     # Flower's own program, for ours does not even start without a key.
+    programs = os.pathsep.join([str(Path(find_program("flower-superexec")).parent), os.environ["PATH"]])
     keyless = subprocess.run(
         [
             find_program("flower-supernode"),
             *("--superlink", f"127.0.0.1:{consortium.port}"),
             *("--root-certificates", str(consortium.folder / "certificates" / "ca.crt")),
+            *("--port", str(free_port())),
         ],
         capture_output=True,
         text=True,
         timeout=90,
         check=False,
-        env={"PATH": "/usr/bin:/bin", "FLWR_HOME": str(consortium.folder / "keyless")},
+        env={**os.environ, "FLWR_HOME": str(consortium.folder / "keyless"), "PATH": programs},
     )
     assert keyless.returncode not in {0, None}
     change(consortium.site("hospital-b"), 'key = "hospital-b.key"\n', "")

@@ -1,5 +1,6 @@
 """What `fedqc server` decides before anything is started, and how it reads along."""
 
+import fcntl
 import json
 import socket
 from pathlib import Path
@@ -89,6 +90,16 @@ def test_a_completed_run_is_left_alone(tmp_path: Path) -> None:
     said: list[str] = []
     serve(federation(tmp_path), tmp_path / "run", seed=0, say=said.append, listener=print)
     assert "completed already" in said[0]
+
+
+def test_a_run_is_led_by_one_server(tmp_path: Path) -> None:
+    with_keys(tmp_path, "a", "b")
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another fedqc server leads this run"):
+            serve(federation(tmp_path), tmp_path / "run", seed=0, say=print, listener=print)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
 def test_events_are_read_once_and_whole(tmp_path: Path) -> None:
