@@ -54,7 +54,7 @@ _MEANINGS: Sequence[tuple[str, str]] = (
 # The same for what it says while it runs.
 _NEWS: Sequence[tuple[str, str]] = (
     (r"SuperNode ID:", "connected to the coordinator; waiting for work"),
-    (r"Connection attempt failed", "the connection is lost; it is tried again until it is back"),
+    (r"Connection attempt failed", "no connection to the coordinator; it is tried again until there is one"),
     (r"Connection successful after", "connected to the coordinator again"),
 )
 

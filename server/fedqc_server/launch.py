@@ -96,11 +96,14 @@ def serve(federation: Path, out: Path, *, seed: int, say: Say, listener: Listene
         told = {"federation": str(federation.resolve()), "out": str(out), "seed": seed, "resume": True}
         superlink, services = _parts(config, out, told, largest, say)
         with stopping_at_the_end(services):
-            for service in services:
+            flowers, gateway = services[:2], services[2:]
+            for service in flowers:
                 service.start()
             _wait_until_up(superlink, services)
             superlink.stop_all()
             superlink.register(keys)
+            for service in gateway:  # not before the sites are known, or they would be told that they are not
+                service.start()
             is_open = config.server.gateway == "none"
             reached = superlink.address if is_open else config.server.address
             say(f"listening on {reached}; sites: {', '.join(sorted(keys))}; the run's folder is {out}")

@@ -187,7 +187,8 @@ def bound_uploads(most: int) -> None:
                 received[name] -= size
         return stored
 
-    fleet.push_messages, link.store_message_and_object_tree = push_one_reply, store_and_note
+    vars(fleet).update(push_messages=push_one_reply)
+    link.store_message_and_object_tree = store_and_note
     core.store_object = store_little
 
 

@@ -326,7 +326,7 @@ def _ask_statistics(
     run.report_failed(failed)
     before = run.folder.statistics.get("failed", {})
     others = {site: reason for site, reason in before.get(phase, {}).items() if site not in sites}
-    run.folder.learned("failed", before | {phase: others | failed})
+    run.folder.learned("failed", before | {phase: dict(sorted((others | failed).items()))})
     run.folder.learned("sites", statistics)
     excused = sum(reason in EXCUSED for reason in failed.values())
     needed = run.config.sites.minimum if minimum is None else minimum

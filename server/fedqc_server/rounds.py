@@ -93,6 +93,7 @@ def _round(run: Run, stage: Stage, sites: Collection[str], before: Checkpoint) -
         for site in updates.refuse_huge(averaging.norm_factor):
             failed[site] = "norm-exceeds-bound"
             del told[site]
+        told, failed = dict(sorted(told.items())), dict(sorted(failed.items()))  # not as they came
         run.report_failed(failed, **where)
         excused = {*state.excused, *(site for site, reason in failed.items() if reason in EXCUSED)}
         able = set(sites) & set(run.roster.joined) - excused  # those that fail, or are out, too

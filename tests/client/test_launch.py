@@ -221,7 +221,7 @@ def test_whether_the_site_is_connected_is_said_when_it_changes(tmp_path: Path) -
     follower.read()
     first, second, third = screen.lines
     assert first.startswith("connected")
-    assert second.startswith("the connection is lost")
+    assert second.startswith("no connection")
     assert third.endswith("again")
 
 

@@ -164,6 +164,7 @@ def write_consortium(
         "[qc.network]\nwidth = 4\nblocks = [1, 1]\n"
         f"[segmentation]\nrounds = {segmentation_rounds}\nlocal_steps = 1\nchannels = [4, 8]\n"
         'deadline = "180s"\n'
+        "[curation]\nthreshold = 0.0\n"  # so little training makes no judge; there is something to segment
         "[privacy]\nmin_count = 1\n"
         f'[server]\naddress = "127.0.0.1:{port}"\n'
         'certificate = "certificates/server.crt"\nkey = "certificates/server.key"\n'

@@ -232,7 +232,7 @@ def results(site: Path) -> dict[str, Any]:
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in {"manifest.json", "ledger.jsonl", "site.log"}
+        if path.is_file() and path.name not in {"manifest.json", "ledger.jsonl", "site.log", "activity.json"}
     }
     manifest = read_manifest(folder / "manifest.json")
     return files | {"manifest.json": manifest.model_copy(update={"created": ""})}

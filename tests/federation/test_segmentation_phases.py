@@ -20,7 +20,7 @@ from fedqc.curation.manifest import kept, read_manifest
 from fedqc.errors import DataError, ModelError
 from fedqc.methods.base import RoundPlan, RoundResult
 from fedqc.model import load_segmentation
-from fedqc.protocol import ErrorCode, ErrorReply, Provenance, TrainSegmentationRequest
+from fedqc.protocol import ErrorCode, ErrorReply, Provenance, TrainingTerms, TrainSegmentationRequest
 from fedqc.protocol import EvaluateSegmentationRequest as EvaluateRequest
 from fedqc.segmentation import Segmentation
 from fedqc.statistics.site import SegmentationSummary
@@ -348,7 +348,7 @@ def test_a_site_without_references_keeps_the_model_and_says_so(site: Path) -> No
     (load_site(site).data.path.parent / "reference.csv").write_text("id\n")
     loaded, asked = load_site(site), request(site)
     evaluate = EvaluateRequest(
-        **asked.model_dump(exclude={"round", "rounds"}),
+        **asked.model_dump(exclude={"round", *TrainingTerms.model_fields}),
         weights=asked.weights,
         provenance=Provenance(rounds=1, samples=2, sites=("a",)),
     )
@@ -363,7 +363,7 @@ def test_patients_stand_behind_the_evaluation(site: Path) -> None:
     table.write_text(table.read_text().replace(",P1\n", ",P0\n").replace(",P1\r\n", ",P0\r\n"))
     asked = request(site)
     evaluate = EvaluateRequest(
-        **asked.model_dump(exclude={"round", "rounds"}),
+        **asked.model_dump(exclude={"round", *TrainingTerms.model_fields}),
         weights=asked.weights,
         provenance=Provenance(rounds=1, samples=2, sites=("a",)),
     )
