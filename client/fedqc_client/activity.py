@@ -5,6 +5,7 @@ Flower starts a process for each message, so what that process does goes to whoe
 
 import contextlib
 import time
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,8 +43,19 @@ class Activity:
 
     @classmethod
     def at(cls, site: SiteConfig, request: Request) -> "Activity":
-        """The work of a site on a request."""
-        return cls.of(site.results, request)
+        """The work of a site on a request: what the guard began, where it did."""
+        now, another = _NOW.get(), cls.of(site.results, request)
+        is_same = now is not None and (now.results, now.kind, now.round) == (
+            another.results,
+            another.kind,
+            another.round,
+        )
+        return now if now is not None and is_same else another
+
+    def begin(self) -> None:
+        """The work of this process, from now on."""
+        _NOW.set(self)
+        self.tell("asked")
 
     def tell(self, state: str, **more: Any) -> None:
         """Write down where the work is: `asked`, `working`, `sent` or `failed`."""
@@ -70,3 +82,6 @@ class Activity:
         """Say something that a person should know."""
         self._notes.append(text)
         self.tell("working")
+
+
+_NOW: ContextVar[Activity | None] = ContextVar("fedqc_activity", default=None)

@@ -108,7 +108,7 @@ def answer(
         watch.results = site.results
         request = request_from_records(message.content, model)
         watch = Activity.of(site.results, request)
-        watch.tell("asked")
+        watch.begin()
         refused = refusal(site, request, datetime.now())
         outcome = work(site, request) if refused is None else ErrorReply(refused)
         why = outcome.code.sentence if isinstance(outcome, ErrorReply) else ""

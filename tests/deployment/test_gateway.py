@@ -206,12 +206,12 @@ def test_too_many_requests_are_slowed_down(gate: Gate) -> None:
     connection = gate.connection()
     answers = []
     for _ in range(3 * gateway.BURST):
-        connection.request("POST", "/v1/fleet/get-run", body=b"")
+        connection.request("POST", "/v1/control/x", body=b"")  # nginx alone answers, and fast
         answer = connection.getresponse()
         answer.read()
         answers.append(answer.status)
     connection.close()
-    assert set(answers) == {200, 503}
+    assert set(answers) == {404, 503}
     time.sleep(1.0)
     assert gate.ask("/v1/fleet/get-run")[0] == 200
 

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,14 +50,14 @@ def test_without_the_right_key_and_authority(consortium: Consortium) -> None:
     assert "answers, its certificate is vouched for" in good.said()
     wait_until(lambda: "connected to the coordinator; waiting for work" in good.said(), say=good.said)
 
-    # Flower's own program, for ours does not even start without a key.
+    # Flower's own program, for fedqc client does not even start without a key.
     programs = os.pathsep.join([str(Path(find_program("flower-superexec")).parent), os.environ["PATH"]])
     keyless = subprocess.run(
         [
-            find_program("flower-supernode"),
+            *(sys.executable, "-m", "fedqc_client.supernode"),
             *("--superlink", f"127.0.0.1:{consortium.port}"),
             *("--root-certificates", str(consortium.folder / "certificates" / "ca.crt")),
-            *("--port", str(free_port())),
+            *("--port", str(free_port()), "--isolation", "process"),
         ],
         capture_output=True,
         text=True,
