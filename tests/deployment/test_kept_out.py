@@ -17,7 +17,7 @@ pytestmark = pytest.mark.deploy
 
 @pytest.fixture
 def consortium(tmp_path: Path) -> Iterator[Consortium]:
-    with running(write_consortium(tmp_path, wait="90s", minimum=3)) as made:
+    with running(write_consortium(tmp_path, wait="60s", minimum=3)) as made:
         yield made
 
 

@@ -22,7 +22,7 @@ from tests.deployment.consortium import (
     write_consortium,
 )
 
-ROUNDS = 4
+ROUNDS = 3
 LONG_ROUNDS = 16
 """So many that a site which is away for a minute is back before they are over."""
 KILLED = "hospital-b"
