@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 
 DEMO := runs/demo
 
-.PHONY: install demo lint test fuzz clean
+.PHONY: install demo lint test test-deploy test-deploy-long wheelhouse fuzz clean
 
 install: $(INSTALLED)
 
@@ -28,7 +28,19 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -m "not deploy and not deploy_long"
+
+# Real servers and nginx on loopback; Debian: apt install nginx-light.
+test-deploy: install
+	$(BIN)/pytest -q -m deploy
+
+test-deploy-long: install
+	$(BIN)/pytest -q -m "deploy or deploy_long"
+
+# Everything that a machine without internet needs to install fedqc: make wheelhouse PYTHON=python3.12
+wheelhouse: install
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet -c constraints.txt -w wheelhouse .
+	@echo "copy the folder wheelhouse, then: pip install --no-index --find-links wheelhouse fedqc"
 
 # `fedqc check` on made-up folders, with a fuzzer that is guided by coverage: make fuzz SECONDS=3600
 SECONDS := 300

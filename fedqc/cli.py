@@ -93,6 +93,83 @@ app.command()(check.check)
 
 
 @app.command()
+def server(
+    federation: Annotated[Path, typer.Argument(help="The federation.toml.")],
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the run; one that was cut off goes on.", show_default="runs/NAME beside the file"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides everything that is drawn.")] = 0,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say how a run stands, from another terminal, and do nothing.")
+    ] = False,
+) -> None:
+    """Lead a federation: wait for the sites, train, curate, report; and go on where a run was cut off.
+
+    Starts Flower's server and the gateway in front of it, and stops both in the end. Exit code 0: the run is
+    completed; 3: it failed, and the same command goes on with it.
+    """
+    from fedqc_server.launch import serve
+    from fedqc_server.status import status_lines
+    from rich.console import Console
+
+    from fedqc.config import load_federation
+    from fedqc.display import Display
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    folder = out or federation.resolve().parent / "runs" / load_federation(federation).name
+    if status:
+        for line in status_lines(folder):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return
+    with Display(console) as display:
+        serve(federation, folder, seed=seed, say=display.say, listener=display.listen)
+    console.print(f"see {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def client(
+    site: Annotated[Path, typer.Argument(help="The site.toml.")],
+    *,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show every record that would leave the site, and connect to nobody."),
+    ] = False,
+    federation: Annotated[
+        Path | None,
+        typer.Option(help="With --dry-run: the federation.toml that the coordinator plans."),
+    ] = None,
+) -> None:
+    """Take part in a federation as a site, until stopped with Ctrl-C.
+
+    Only connects outwards, to the coordinator; nothing listens for the network.
+    """
+    from fedqc_client.dry_run import what_would_leave
+    from fedqc_client.launch import serve_site
+    from rich.console import Console
+
+    from fedqc.config import load_federation
+    from fedqc.display import Display
+    from fedqc.errors import ConfigError
+
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    if federation is not None and not dry_run:
+        raise ConfigError("--federation: is for --dry-run; in a run the coordinator says what is trained")
+    if dry_run:
+        planned = None if federation is None else load_federation(federation)
+        for one in what_would_leave(site, planned):
+            console.print(
+                f"{one.kind}, {one.record}: {one.content}", highlight=False, markup=False, soft_wrap=True
+            )
+        return
+    with Display(console) as display:
+        serve_site(site, say=display.say, progress=display.progress)
+
+
+@app.command()
 def simulate(
     federation: Annotated[
         Path | None, typer.Argument(help="A federation.toml; options given here beat it.", show_default=False)

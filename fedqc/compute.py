@@ -1,15 +1,26 @@
 """Where and how precisely to compute: one place decides, everything else is told."""
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from fedqc.errors import ConfigError
+from fedqc.errors import ConfigError, DeviceError
 
 SHORTEST_BF16_AXIS = 3
 """Voxels of a network's deepest layer from which training in bf16 is safe on a CPU (docs/decisions/0009)."""
+
+_GIB = 2**30
+_TOO_LITTLE = (
+    "the GPU's memory is too small for one case at a time; use another one or the CPU ([compute] device), "
+    "end what else uses it, or raise [compute] memory"
+)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -41,12 +52,13 @@ class Compute:
         return self
 
 
-def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
+def choose_compute(device: str = "auto", precision: str = "auto", memory: float | None = None) -> Compute:
     """The fastest device at hand, with bf16 where its hardware computes in it.
 
     Args:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
+        memory: the most that this process may take of a GPU's, in GiB; None: all of it.
 
     Raises:
         ConfigError: a CUDA device is asked for that is not there.
@@ -59,6 +71,10 @@ def choose_compute(device: str = "auto", precision: str = "auto") -> Compute:
         raise ConfigError(
             f"device {device!r}: this machine has {found} CUDA devices; use device = 'auto' or 'cpu'"
         )
+    if memory is not None and chosen.type == "cuda":
+        total = torch.cuda.get_device_properties(chosen).total_memory
+        index = torch.cuda.current_device() if chosen.index is None else chosen.index
+        torch.cuda.set_per_process_memory_fraction(min(1.0, memory * _GIB / total), index)
     if precision == "auto":
         precision = "bf16" if _has_bf16(chosen) else "fp32"
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -70,3 +86,48 @@ def _has_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def halved_when_full(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R]:
+    """Work on all items at once, or on halves of them where the GPU's memory is too small for that.
+
+    Args:
+        work: gives one result for each item, whichever others it is given.
+        items: one or more.
+
+    Raises:
+        DeviceError: the memory is too small for a single item.
+    """
+    try:
+        return list(work(items))
+    except torch.OutOfMemoryError:
+        if len(items) == 1:
+            raise DeviceError(_TOO_LITTLE) from None
+    torch.cuda.empty_cache()  # behind the handler, whose traceback holds on to what did not fit
+    middle = len(items) // 2
+    return halved_when_full(work, items[:middle]) + halved_when_full(work, items[middle:])
+
+
+def with_smaller_batches(
+    attempt: Callable[[int], R], batch_size: int, say: Callable[[str], None] | None = None
+) -> R:
+    """Train with batches of this size, or of half of it, and so on, where the GPU's memory is too small.
+
+    Args:
+        attempt: trains from the beginning with batches of the size it is given.
+        batch_size: the first.
+        say: is told of every smaller one.
+
+    Raises:
+        DeviceError: the memory is too small for a single sample.
+    """
+    while True:
+        try:
+            return attempt(batch_size)
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                raise DeviceError(_TOO_LITTLE) from None
+        torch.cuda.empty_cache()
+        batch_size //= 2
+        if say is not None:
+            say(f"the GPU's memory is too small; trains with batches of {batch_size} instead")

@@ -4,8 +4,10 @@ Both are read into frozen models. Whatever is wrong with a file (syntax, an unkn
 becomes one `ConfigError` that names the file, the key, what was found and what is allowed.
 """
 
+import ipaddress
 import re
 import tomllib
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -80,8 +82,22 @@ def _address(address: str) -> str:
     return address
 
 
+def _hours(value: object) -> object:
+    """'20:00-06:00' as two times."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d{1,2}:\d{2})\s*-\s*(\d{1,2}:\d{2})", value.strip())
+        try:
+            begin, end = (time.fromisoformat(part.zfill(5)) for part in (match.groups() if match else ()))
+        except ValueError:
+            msg = "hours are two times of the day with a hyphen, such as '20:00-06:00'"
+            raise ValueError(msg) from None
+        return begin, end
+    return value
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
+FederationName = Annotated[str, AfterValidator(_federation_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -109,6 +125,8 @@ class ComputeConfig(FrozenModel):
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    memory: float | None = Field(default=None, gt=0)
+    """The most that fedqc may take of a GPU's memory, in GiB; left out: all of it."""
     workers: int = Field(default=2, ge=1)
     cache: Path = Path("cache")
 
@@ -119,6 +137,12 @@ class PolicyConfig(FrozenModel):
     min_count: int = Field(default=10, ge=1)
     segmentation: bool = True
     """Whether the site takes part in segmentation training."""
+    refuse: tuple[Literal["summarise", "cross-check", "training", "calibrate", "score"], ...] = ()
+    """Further phases that the site takes no part in."""
+    largest_model: int = Field(default=200_000_000, ge=1)
+    """Numbers in the largest network that the site trains or applies."""
+    hours: Annotated[tuple[time, time] | None, BeforeValidator(_hours)] = None
+    """When the site computes with networks, on its own clock; left out: always."""
 
 
 class CoordinatorConfig(FrozenModel):
@@ -153,6 +177,8 @@ class SitesConfig(FrozenModel):
     expected: tuple[SiteName, ...] = ()
     minimum: int = Field(default=2, ge=1)
     wait: Seconds = 1800.0
+    keys: Path = Path("keys")
+    """Folder of the sites' public keys, NAME.pub each."""
 
     @model_validator(mode="after")
     def _no_site_twice(self) -> Self:
@@ -182,9 +208,11 @@ class NetworkConfig(FrozenModel):
     """The network of `qcresunet`. Sizes that are left out are the architecture's own."""
 
     architecture: Literal["corrective", "published"] = "corrective"
-    width: int | None = Field(default=None, ge=4, multiple_of=2)
+    width: int | None = Field(default=None, ge=4, le=1024, multiple_of=2)
     """Channels of the first layer: 16 (corrective); 64 (published), 32 in the journal version."""
-    blocks: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(default=None, min_length=2)
+    blocks: tuple[Annotated[int, Field(ge=1, le=100)], ...] | None = Field(
+        default=None, min_length=2, max_length=8
+    )
     """Residual blocks of each layer, (1, 2, 3) (corrective) or (3, 4, 6, 3) (published)."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
 
@@ -218,9 +246,37 @@ class QCConfig(FrozenModel):
 class AveragingConfig(FrozenModel):
     """How updates become the next global model."""
 
-    strategy: Literal["fedavg"] = "fedavg"
+    strategy: Literal["fedavg", "fedprox", "fedadam", "trimmed-mean", "median"] = "fedavg"
     norm_factor: float = Field(default=10.0, gt=1)
     """An update is refused when its L2 norm is more than this many times the round's median."""
+    transfer: Literal["fp32", "fp16"] = "fp32"
+    """How weights travel; fp16 halves the bytes, and the coordinator still averages in float64."""
+    proximal: float = Field(default=0.01, gt=0)
+    """FedProx: how strongly a site's training is held to the model it started from (mu)."""
+    learning_rate: float = Field(default=0.01, gt=0)
+    """FedAdam: of the server's Adam (eta)."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """FedAdam: share of the mean that stays from the rounds before (beta 1)."""
+    second_momentum: float = Field(default=0.99, ge=0, lt=1)
+    """FedAdam: share of the mean square that stays (beta 2)."""
+    adaptivity: float = Field(default=1e-3, gt=0)
+    """FedAdam: the larger, the less steps adapt to each weight (tau)."""
+    trim: float = Field(default=0.2, gt=0, lt=0.5)
+    """Trimmed mean: share of the sites that is left out at each end; one at least, of three or more."""
+
+    @model_validator(mode="after")
+    def _only_what_the_strategy_uses(self) -> Self:
+        own = {
+            "proximal": "fedprox",
+            **dict.fromkeys(("learning_rate", "momentum", "second_momentum", "adaptivity"), "fedadam"),
+            "trim": "trimmed-mean",
+        }
+        for key, strategy in own.items():
+            is_changed = getattr(self, key) != type(self).model_fields[key].default
+            if is_changed and strategy != self.strategy:
+                msg = f"{key} is for strategy {strategy!r}, the strategy is {self.strategy!r}; leave it out"
+                raise ValueError(msg)
+        return self
 
 
 class CurationConfig(FrozenModel):
@@ -240,22 +296,81 @@ class SegmentationConfig(FrozenModel):
     batch_size: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)
     deadline: Seconds = 7200.0
-    channels: tuple[Annotated[int, Field(ge=4)], ...] = Field(default=(16, 32, 64), min_length=2)
+    channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] = Field(
+        default=(16, 32, 64), min_length=2, max_length=8
+    )
     """Channels of each level of the U-Net; every further level halves the volume."""
     references: bool = False
     """Whether the site's reference cases for training take part too."""
 
 
 class PrivacyConfig(FrozenModel):
-    """What the federation demands of statistics that leave a site."""
+    """What the federation demands of what leaves a site."""
 
     min_count: int = Field(default=10, ge=1)
+    update_clip: float | None = Field(default=None, gt=0)
+    """Largest L2 norm of what an update changes; a larger one is scaled down at the site."""
+    update_noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of noise on every number of an update, as a multiple of `update_clip`."""
+
+    @model_validator(mode="after")
+    def _noise_needs_a_bound(self) -> Self:
+        if self.update_noise and self.update_clip is None:
+            msg = "update_noise is a multiple of update_clip; name both"
+            raise ValueError(msg)
+        return self
+
+
+class ServerConfig(FrozenModel):
+    """Where the coordinator listens, and what stands in front of it."""
+
+    address: Annotated[str, AfterValidator(_address)] = "127.0.0.1:8443"
+    """Host and port that sites reach; 0.0.0.0 is every address of this machine."""
+    gateway: Literal["nginx", "external", "none"] = "nginx"
+    """nginx: started here; external: an administrator runs it; none: only on a loopback address."""
+    certificate: Path | None = None
+    """What sites are shown, with all that vouches for it but their own authority (PEM)."""
+    key: Path | None = None
+    """Private key of the certificate."""
+
+    @property
+    def host(self) -> str:
+        """The host of the address, without the brackets of an IPv6 one."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port of the address."""
+        return int(self.address.rpartition(":")[2])
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody but this machine reaches the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @model_validator(mode="after")
+    def _is_guarded(self) -> Self:
+        if self.gateway == "none" and not self.is_loopback:
+            msg = (
+                f"gateway 'none' with the address {self.address}: Flower's server lets anyone who reaches it "
+                "run code at every site, so without a gateway it may only listen on 127.0.0.1"
+            )
+            raise ValueError(msg)
+        if (self.certificate is None) != (self.key is None):
+            msg = "certificate and key belong together; name both"
+            raise ValueError(msg)
+        return self
 
 
 class FederationConfig(FrozenModel):
     """`federation.toml`: one consortium and its run."""
 
-    name: Annotated[str, AfterValidator(_federation_name)] = "federation"
+    name: FederationName = "federation"
     task: str
     sites: SitesConfig = SitesConfig()
     qc: QCConfig = QCConfig()
@@ -263,6 +378,7 @@ class FederationConfig(FrozenModel):
     curation: CurationConfig = CurationConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    server: ServerConfig = ServerConfig()
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -289,8 +405,14 @@ def load_federation(path: Path) -> FederationConfig:
     """Read a `federation.toml`; its relative paths become absolute, seen from the file's folder."""
     federation = read_toml(path, FederationConfig)
     here = path.resolve().parent
-    qc = _with_absolute(here, federation.qc, "initial")
-    return federation.model_copy(update={"task": _task(here, federation.task), "qc": qc})
+    return federation.model_copy(
+        update={
+            "task": _task(here, federation.task),
+            "sites": _with_absolute(here, federation.sites, "keys"),
+            "qc": _with_absolute(here, federation.qc, "initial"),
+            "server": _with_absolute(here, federation.server, "certificate", "key"),
+        }
+    )
 
 
 def _with_absolute(here: Path, table: Model, *keys: str) -> Model:

@@ -30,21 +30,27 @@ def credential_problems(coordinator: CoordinatorConfig) -> list[Problem]:
                     coordinator.key,
                     found,
                     "the private key that [coordinator] key names",
-                    "copy the site's own key to this place, or correct the path",
+                    "correct the path, or copy the site's own key to this place; it has to belong to the "
+                    "user that runs fedqc",
                 )
             )
-        elif (mode := _mode(coordinator.key)) & _OTHERS:
+        elif is_exposed(coordinator.key):
             problems.append(
                 Problem(
                     code="key-exposed",
                     case=None,
                     file=coordinator.key,
-                    found=f"a private key with mode {mode:04o}, open to other users of this machine",
+                    found=f"a private key that others on this machine may use ({_mode(coordinator.key):04o})",
                     expected="mode 0600: only its owner may read it",
                     fix=f"run: chmod 600 {shlex.quote(str(coordinator.key))}",
                 )
             )
     return problems
+
+
+def is_exposed(key: Path) -> bool:
+    """Whether other users of this machine may read or change a private key."""
+    return bool(_mode(key) & _OTHERS)
 
 
 def _unusable(path: Path) -> str | None:

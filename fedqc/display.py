@@ -83,10 +83,13 @@ class Display:
                 self.progress(_training(event), event["round"], event["rounds"], loss)
             case "site-failed" | "site-left-out" | "site-excused":
                 round_ = f", round {event['round']}" if "round" in event else ""
-                reason = event.get("meaning") or event["reason"]
-                self.say(f"{event['site']} ({event['phase']}{round_}): {reason}")
+                self.say(f"{event['site']} ({event['phase']}{round_}): {event['meaning']}")
             case "phase-skipped":
                 self.say(f"phase {event['phase']} is skipped: {event['reason']}")
+            case "sites-awaited":
+                there, missing = (", ".join(event[key]) or "nobody" for key in ("online", "missing"))
+                minutes = event["seconds"] / 60
+                self.say(f"there: {there}; missing: {missing}; waiting for {minutes:.0f} min at most")
             case "site-out":
                 self.say(f"{event['site']} ({event['phase']}): out after three failed rounds in a row")
             case "site-suspected":

@@ -5,6 +5,7 @@
     ├── DataError        a folder, a file or a case is wrong
     ├── ModelError       a stored model cannot be read or does not fit the task
     ├── TrainingError    training cannot go on (a loss that is not finite, no sample to draw)
+    ├── DeviceError      the GPU has too little memory, even for the smallest share of the work
     └── RunError         a federated run failed
         ├── QuorumError      fewer sites than the federation needs
         └── ProtocolError    a message is not what the protocol says
@@ -64,6 +65,12 @@ class ModelError(FedQCError):
 
 class TrainingError(FedQCError):
     """Training cannot go on."""
+
+    exit_code = 3
+
+
+class DeviceError(FedQCError):
+    """The GPU has too little memory, even for the smallest share of the work."""
 
     exit_code = 3
 

@@ -12,6 +12,7 @@ import jinja2
 import tomli_w
 
 from fedqc.cases.layouts import find_cases, load_layouts, read_ids
+from fedqc.certificates import make_server_files, make_site_key
 from fedqc.config import (
     FederationConfig,
     FrozenModel,
@@ -59,8 +60,14 @@ FEDERATION_OPTIONS = {
     "--threshold": "curation.threshold",
     "--segmentation-rounds": "segmentation.rounds",
     "--min-count": "privacy.min_count",
+    "--address": "server.address",
 }
 """Options of `fedqc init federation` and the keys they are for."""
+
+CERTIFICATES = "certificates"
+"""Folder of the coordinator's certificates, beside federation.toml."""
+PUBLIC_ADDRESS = "0.0.0.0:8443"
+"""Where a federation with hosts listens unless told otherwise."""
 
 _GREETING = """\
 Makes {file}. Enter takes the value in brackets, or leaves out what need not be there.
@@ -85,7 +92,13 @@ def init_site(target: Path, options: Mapping[str, object], *, asking: bool) -> N
     talk = Dialogue(options, SITE_OPTIONS, SiteConfig, asking=asking)
     if asking:
         talk.say(_GREETING.format(file=target))
-    _write(target, "site.toml.jinja", SiteConfig, _site_values(talk, target))
+    values = _site_values(talk, target)
+    new_key = _new_key(target, values)
+    _write(target, "site.toml.jinja", SiteConfig, values)
+    if new_key is not None:
+        public = make_site_key(new_key, str(values["name"]))
+        talk.say(f"{new_key} is this site's private key, for nobody else; send {public} to the coordinator:")
+        talk.say(public.read_text(encoding="utf-8").strip())
     for problem in credential_problems(load_site(target).coordinator):
         talk.say(f"note: {problem}")
     talk.say(f"{target} is written. Next: fedqc check {shlex.quote(str(target))}")
@@ -107,7 +120,20 @@ def init_federation(target: Path, options: Mapping[str, object], *, asking: bool
     if asking:
         talk.say(_GREETING.format(file=target))
     values = _federation_values(talk, target)
+    values["server.address"] = talk.optional("--address")
+    hosts = talk.optional("--host", check=lambda text: [host.strip() for host in str(text).split(",")])
+    if hosts is not None:
+        folder = _absolute(target).parent / CERTIFICATES
+        values |= {
+            "server.certificate": f"{CERTIFICATES}/server.crt",
+            "server.key": f"{CERTIFICATES}/server.key",
+            "server.address": values["server.address"] or PUBLIC_ADDRESS,
+        }
+        files = make_server_files(folder, hosts, name=str(values["name"] or "federation"))
+        talk.say(f"{files.authority} is for the sites; all else in {folder} stays here")
     _write(target, "federation.toml.jinja", FederationConfig, values)
+    if hosts is not None:
+        talk.say(f"{_keys(target)} is for the sites' public keys, NAME.pub each; then: fedqc server {target}")
     trial = f"fedqc simulate {shlex.quote(str(target))}"
     data = "" if values["task"] == "phantom" else " --data DATA"
     talk.say(f"{target} is written. Next: try it on one machine with {trial}{data} --out runs/trial")
@@ -146,16 +172,22 @@ def _site_values(talk: Dialogue, target: Path) -> dict[str, object]:
         "--segmentation", "Take part in the training of a segmentation model?", _yes_or_no, default="yes"
     )
     values["coordinator.address"] = talk.optional(
-        "--address", "Address of the coordinator, such as fl.example.org:443 (Enter: not known yet)"
+        "--address", "Address of the coordinator, such as fl.example.org:8443 (Enter: not known yet)"
     )
     known = values["coordinator.address"] is not None
     values["coordinator.ca"] = talk.optional(
         "--ca", "Certificate that the coordinator sent (Enter: none yet)" if known else "", written
     )
-    values["coordinator.key"] = talk.optional(
-        "--key", "Private key of this site (Enter: none yet)" if known else "", written
-    )
+    values["coordinator.key"] = talk.optional("--key", check=written)
     return values
+
+
+def _new_key(target: Path, values: dict[str, object]) -> Path | None:
+    """Where the site's private key will be made; None where there is one. Its place goes to `values`."""
+    if values["coordinator.key"] is None:
+        values["coordinator.key"] = f"{values['name']}.key"
+    path = _absolute(target).parent / str(values["coordinator.key"])
+    return None if path.exists() else path
 
 
 def _federation_values(talk: Dialogue, target: Path) -> dict[str, object]:
@@ -381,6 +413,13 @@ def to_duration(seconds: float) -> str:
         if seconds % size == 0:
             return f"{seconds / size:g}{unit}"
     return f"{seconds:g}s"
+
+
+def _keys(target: Path) -> Path:
+    """The folder for the sites' public keys, which is made."""
+    folder = _absolute(target).parent / SitesConfig().keys
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _absolute(text: str | Path) -> Path:

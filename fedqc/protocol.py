@@ -28,7 +28,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, SkipValidation, ValidationError
 
-from fedqc.config import CurationConfig, FrozenModel, QCConfig, SegmentationConfig, SiteName
+from fedqc.config import CurationConfig, FederationName, FrozenModel, QCConfig, SegmentationConfig, SiteName
 from fedqc.errors import ProtocolError
 
 PROTOCOL_VERSION = 1
@@ -54,7 +54,7 @@ REPLIES: dict[str, dict[str, type[ArrayRecord] | type[MetricRecord] | type[Confi
 }
 """The records of a reply, by message type. Nothing else leaves a site."""
 
-WEIGHT_DTYPES = ("float32", "float64", "int64")
+WEIGHT_DTYPES = ("float16", "float32", "float64", "int64")
 STATISTIC_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,5}")
 MAX_STATISTICS = 2000
 MAX_LIST = 200
@@ -76,9 +76,12 @@ class ErrorCode(StrEnum):
     MODEL = "model-error"
     TRAINING = "training-error"
     PROTOCOL = "protocol-error"
+    DEVICE = "device-error"
     NO_REFERENCE = "no-reference"
     NOTHING_KEPT = "nothing-kept"
     NO_PART = "takes-no-part"
+    TOO_LARGE = "model-too-large"
+    NOT_NOW = "outside-its-hours"
     REFUSED = "refused-by-guard"
     LEDGER = "ledger-error"
     INTERNAL = "internal-error"
@@ -95,9 +98,12 @@ _SENTENCES = {
     ErrorCode.MODEL: "the model does not fit the site's task or method",
     ErrorCode.TRAINING: "training at the site could not go on; its site.log says why",
     ErrorCode.PROTOCOL: "the site does not understand the request; compare versions of fedqc and tasks",
+    ErrorCode.DEVICE: "the site's GPU has too little memory for the network",
     ErrorCode.NO_REFERENCE: "the site has no reference case for this phase",
     ErrorCode.NOTHING_KEPT: "the site kept no case to train segmentation on",
     ErrorCode.NO_PART: "the site's policy is to take no part in this phase",
+    ErrorCode.TOO_LARGE: "the model has more numbers than the site's policy allows",
+    ErrorCode.NOT_NOW: "the site's policy is to compute at other hours",
     ErrorCode.REFUSED: "the site's guard refused to let the answer out; its site.log says why",
     ErrorCode.LEDGER: "the site cannot write its ledger, so nothing leaves it",
     ErrorCode.INTERNAL: "something went wrong at the site; its site.log holds the traceback",
@@ -113,7 +119,7 @@ class Request(FrozenModel):
     kind: ClassVar[str]
     """Message type."""
 
-    federation: str
+    federation: FederationName
     task: str
     """Digest of the federation's task."""
     seed: int = Field(ge=0)
@@ -161,12 +167,22 @@ class QCModelRequest(ModelRequest):
     qc: QCConfig
 
 
-class TrainRequest(QCModelRequest):
+class TrainingTerms(FrozenModel):
+    """What every request says that asks for training."""
+
+    rounds: int = Field(ge=1)
+    proximal: float = Field(default=0.0, ge=0)
+    """mu of FedProx; 0 with every other strategy."""
+    update_clip: float | None = Field(default=None, gt=0)
+    """Largest L2 norm of the change that may come back; None: any."""
+    update_noise: float = Field(default=0.0, ge=0)
+    """Standard deviation of the noise on it, as a multiple of `update_clip`."""
+
+
+class TrainRequest(TrainingTerms, QCModelRequest):
     """Train the QC model for one round."""
 
     kind: ClassVar[str] = "train.qc"
-
-    rounds: int = Field(ge=1)
 
 
 class CrossCheckRequest(QCModelRequest):
@@ -198,12 +214,10 @@ class SegmentationRequest(ModelRequest):
     segmentation: SegmentationConfig
 
 
-class TrainSegmentationRequest(SegmentationRequest):
+class TrainSegmentationRequest(TrainingTerms, SegmentationRequest):
     """Train the segmentation model for one round on what you kept."""
 
     kind: ClassVar[str] = "train.segmentation"
-
-    rounds: int = Field(ge=1)
 
 
 class EvaluateSegmentationRequest(SegmentationRequest):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from fedqc.augmentation import augment
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute
+from fedqc.compute import Compute, halved_when_full
 from fedqc.config import SegmentationConfig
 from fedqc.errors import ConfigError
 from fedqc.methods.base import RoundPlan, RoundResult
@@ -106,6 +107,7 @@ class Segmentation:
             total_steps=plan.rounds * plan.steps,
             first_step=(plan.round - 1) * plan.steps,
             warmup_steps=WARMUP_STEPS,
+            proximal=plan.proximal,
         )
         compute = compute.for_training(self.shortest_axis)
         rng = generator(plan.seed, "train", "segmentation", plan.site, plan.round)
@@ -140,14 +142,21 @@ class Segmentation:
         network = compute.place(network).eval()
         remaining = iter(cases)
         while batch := list(islice(remaining, batch_size)):
-            image = torch.from_numpy(np.stack([case.image for case in batch])).to(compute.device)
-            label = torch.from_numpy(np.stack([case.label for case in batch])).to(compute.device)
-            with torch.inference_mode(), compute.autocast():
-                logits = network(image.to(memory_format=torch.channels_last_3d))
-            found = overlap(logits.argmax(dim=1), label, self.regions)
-            for case, dsc, mean in zip(batch, found.dsc.tolist(), found.mean.tolist(), strict=True):
-                regions = dict(zip(self.task.regions, dsc, strict=True))
-                yield SegmentationScore(case.id, case.patient, regions, mean)
+            yield from halved_when_full(partial(self._evaluate, network, compute), batch)
+
+    def _evaluate(
+        self, network: nn.Module, compute: Compute, batch: Sequence[Case]
+    ) -> list[SegmentationScore]:
+        """The scores of cases that fit into memory together."""
+        image = torch.from_numpy(np.stack([case.image for case in batch])).to(compute.device)
+        label = torch.from_numpy(np.stack([case.label for case in batch])).to(compute.device)
+        with torch.inference_mode(), compute.autocast():
+            logits = network(image.to(memory_format=torch.channels_last_3d))
+        found = overlap(logits.argmax(dim=1), label, self.regions)
+        return [
+            SegmentationScore(case.id, case.patient, dict(zip(self.task.regions, dsc, strict=True)), mean)
+            for case, dsc, mean in zip(batch, found.dsc.tolist(), found.mean.tolist(), strict=True)
+        ]
 
     def predict(self, network: nn.Module, image: NDArray[np.float32], compute: Compute) -> NDArray[np.uint8]:
         """Segment an image of any size.

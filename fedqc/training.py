@@ -1,7 +1,7 @@
 """The one training loop, used for every network, alone or in a federation."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -29,6 +29,8 @@ class TrainSettings:
     warmup_steps: int = 0
     clip_norm: float = 1.0
     """Largest L2 norm of the gradient."""
+    proximal: float = 0.0
+    """mu of FedProx's term, which is not there at 0."""
 
     def rate_at(self, step: int) -> float:
         """Learning rate of one step; `exponential` ends at a hundredth, as 1e-4 to 1e-6 in QCResUNet."""
@@ -67,6 +69,7 @@ def train(  # noqa: PLR0917 - what is trained, on what, how and where; the metho
     optimizer = kind(
         network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-6
     )
+    start = [weight.detach().clone() for weight in network.parameters()] if settings.proximal else []
     network.train()
     sums: dict[str, float] = {}
     count = 0
@@ -76,6 +79,8 @@ def train(  # noqa: PLR0917 - what is trained, on what, how and where; the metho
             group["lr"] = settings.rate_at(step)
         with compute.autocast():
             parts = losses(network, batch)
+        if settings.proximal:
+            parts = {**parts, "proximal": _proximal(network, start, settings.proximal)}
         total = torch.stack([part.float() for part in parts.values()]).sum()
         values = {name: part.item() for name, part in parts.items()}
         if not math.isfinite(total.item()):
@@ -95,3 +100,11 @@ def train(  # noqa: PLR0917 - what is trained, on what, how and where; the metho
         if progress is not None:
             progress(step + 1, settings.total_steps)
     return {name: value / count for name, value in sums.items()}
+
+
+def _proximal(network: nn.Module, start: Sequence[Tensor], mu: float) -> Tensor:
+    """How far the weights have gone from where they started (Li et al. 2020, FedProx, eq. 2)."""
+    moved = [
+        (weight - begin).square().sum() for weight, begin in zip(network.parameters(), start, strict=True)
+    ]
+    return mu / 2 * torch.stack(moved).sum()

@@ -1,9 +1,12 @@
+from collections.abc import Sequence
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from fedqc.compute import Compute, choose_compute
-from fedqc.errors import ConfigError
+from fedqc.compute import Compute, choose_compute, halved_when_full, with_smaller_batches
+from fedqc.errors import ConfigError, DeviceError
 
 CPU = torch.device("cpu")
 
@@ -82,3 +85,73 @@ def test_bf16_trains_only_where_its_gradients_are_right(
 ) -> None:
     compute = Compute(torch.device(device), torch.bfloat16)
     assert compute.for_training(shortest_axis) == Compute(torch.device(device), dtype)
+
+
+class SmallDevice:
+    """Has memory for so many items at once."""
+
+    def __init__(self, items: int) -> None:
+        self.items = items
+        self.asked: list[int] = []
+
+    def take(self, count: int) -> None:
+        self.asked.append(count)
+        if count > self.items:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def double(self, items: Sequence[int]) -> list[int]:
+        self.take(len(items))
+        return [2 * item for item in items]
+
+
+@pytest.mark.parametrize("memory", range(1, 9))
+def test_what_does_not_fit_at_once_is_done_in_halves(memory: int) -> None:
+    device = SmallDevice(memory)
+    assert halved_when_full(device.double, range(7)) == [0, 2, 4, 6, 8, 10, 12]
+    assert device.asked[0] == 7
+    assert sum(count for count in device.asked if count <= memory) == 7
+
+
+def test_what_never_fits_is_said_so() -> None:
+    with pytest.raises(DeviceError, match="too small for one case"):
+        halved_when_full(SmallDevice(0).double, [1, 2])
+    with pytest.raises(DeviceError, match=r"\[compute\] memory"):
+        with_smaller_batches(SmallDevice(0).take, 8)
+
+
+def test_training_begins_anew_with_smaller_batches() -> None:
+    device, said = SmallDevice(2), list[str]()
+
+    def attempt(batch_size: int) -> int:
+        device.take(batch_size)
+        return batch_size
+
+    assert with_smaller_batches(attempt, 9, said.append) == 2
+    assert device.asked == [9, 4, 2]
+    assert [line.split()[-2] for line in said] == ["4", "2"]
+
+
+def test_other_errors_are_not_taken_for_a_full_gpu() -> None:
+    def fail(_: object) -> list[int]:
+        raise ValueError("another matter")
+
+    with pytest.raises(ValueError, match="another matter"):
+        halved_when_full(fail, [1, 2])
+    with pytest.raises(ValueError, match="another matter"):
+        with_smaller_batches(fail, 4)
+
+
+def test_a_gpu_is_shared_with_others_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds: list[tuple[float, int]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=40 * 2**30)
+    )
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *bound: bounds.append(bound))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    choose_compute("cuda", "fp32", 10)  # torch takes no device without a number here
+    choose_compute("cuda:0", "fp32", 100)
+    choose_compute("cuda", "fp32")
+    choose_compute("cpu", "fp32", 10)
+    assert bounds == [(0.25, 0), (1.0, 0)]

@@ -206,7 +206,10 @@ def test_unknown_key_names_the_nearest_known_one(federation: Callable[[str], Fed
 
 def test_unknown_key_far_from_any_known_one(site: Callable[[str], SiteConfig]) -> None:
     message = refusal(site, SITE + "[policy]\nxyz = 1\n")
-    assert message == "unknown key 'policy.xyz'; known here: min_count, segmentation"
+    assert (
+        message
+        == "unknown key 'policy.xyz'; known here: hours, largest_model, min_count, refuse, segmentation"
+    )
 
 
 def test_missing_keys_are_all_named(site: Callable[[str], SiteConfig]) -> None:

@@ -82,12 +82,16 @@ def test_what_a_run_says(console: Console, clock: Clock) -> None:
             {"event": "site-failed", "site": "a", "phase": "score", "reason": "late", "meaning": "too late"}
         )
         lines.listen({"event": "site-out", "site": "a", "phase": "train.qc"})
+        lines.listen({"event": "sites-awaited", "online": [], "missing": ["a", "b"], "seconds": 1800})
+        lines.listen({"event": "sites-awaited", "online": ["a"], "missing": ["b"], "seconds": 60})
         lines.listen({"event": "site-suspected", "site": "b", "quality": 0.7, "others": 0.9})
     assert shown(console) == [
         "phase train.qc",
         "training the QC model, rounds: 1 of 2",
         "a (score): too late",
         "a (train.qc): out after three failed rounds in a row",
+        "there: nobody; missing: a, b; waiting for 30 min at most",
+        "there: a; missing: b; waiting for 1 min at most",
         "b: its references look wrong to a model that never saw them "
         "(predicted DSC 0.70, other sites 0.90); not used",
     ]

@@ -16,6 +16,7 @@ from typing import Any
 import click
 import pytest
 import typer
+from cryptography import x509
 from typer.testing import CliRunner
 
 from fedqc import cli, init
@@ -111,7 +112,7 @@ def test_a_site_by_asking(fedqc: Fedqc, here: Path, scans: Path) -> None:
         *("init", "site"),
         answers=[
             *("hospital-a", "msd-hippocampus", "../scans", "verified.csv", "ratings.csv"),
-            *("20", "no", "fl.example.org:443", "ca.crt", "hospital-a.key"),
+            *("20", "no", "fl.example.org:443", "ca.crt"),
         ],
     )
     assert said.code == 0
@@ -137,7 +138,9 @@ def test_a_site_by_asking(fedqc: Fedqc, here: Path, scans: Path) -> None:
     assert "found 3 cases of 2 patients, layout csv (detected)\n" in said.output
     assert "names 2 of 3 cases, and 1 id of no case\n" in said.output
     assert "names 1 of 3 cases\n" in said.output
-    assert f"note: {here / 'hospital-a.key'}: found no such file" in said.output
+    public = (here / "hospital-a.pub").read_text().strip()
+    assert f"send {here / 'hospital-a.pub'} to the coordinator:\n{public}\n" in said.output
+    assert (here / "hospital-a.key").stat().st_mode & 0o777 == 0o600
     assert said.output.endswith("site.toml is written. Next: fedqc check site.toml\n")
 
 
@@ -145,7 +148,7 @@ def test_enter_takes_the_defaults(fedqc: Fedqc, here: Path, scans: Path) -> None
     assert fedqc("init", "site", answers=ANSWERS).code == 0
     site = load_site(here / "site.toml")
     assert site.policy == SiteConfig.model_fields["policy"].default
-    assert site.coordinator == CoordinatorConfig()
+    assert site.coordinator == CoordinatorConfig(key=here / f"{site.name}.key")
     assert (site.data.reference, site.data.ratings, site.data.layout) == (None, None, None)
     written = tomllib.loads((here / "site.toml").read_text())
     assert written["policy"] == {"min_count": 10, "segmentation": True}, "what was asked is written"
@@ -334,7 +337,8 @@ def test_a_site_from_options(fedqc: Fedqc, here: Path, scans: Path) -> None:
 
 
 def test_every_key_has_an_option_and_every_option_a_key(scans: Path) -> None:
-    assert sorted(init.SITE_OPTIONS.values()) == sorted(keys(SiteConfig))
+    rare = {"compute.memory", "policy.refuse", "policy.largest_model", "policy.hours"}  # in the file only
+    assert sorted(init.SITE_OPTIONS.values()) == sorted(set(keys(SiteConfig)) - rare)
     assert set(init.FEDERATION_OPTIONS.values()) < set(keys(FederationConfig))
     for command, options in (("site", init.SITE_OPTIONS), ("federation", init.FEDERATION_OPTIONS)):
         group = typer.main.get_command(cli.app)
@@ -342,7 +346,7 @@ def test_every_key_has_an_option_and_every_option_a_key(scans: Path) -> None:
         inner = group.commands["init"]
         assert isinstance(inner, click.Group)
         found = [one.opts[0] for one in inner.commands[command].params if isinstance(one, click.Option)]
-        assert [*options, "--yes"] == [option for option in found if option != "--help"]
+        assert {*options, "--yes"} == {option for option in found if option not in ("--help", "--host")}
 
 
 @pytest.mark.parametrize("missing", ["--name", "--task", "--data"])
@@ -560,7 +564,7 @@ def test_a_federation_by_asking(fedqc: Fedqc, here: Path) -> None:
         {
             "name": "glioma-2026",
             "task": "brats-glioma",
-            "sites": {"expected": ["a", "b", "c"], "minimum": 3},
+            "sites": {"expected": ["a", "b", "c"], "minimum": 3, "keys": here / "keys"},
             "qc": {"rounds": 7},
             "curation": {"threshold": 0.8},
             "segmentation": {"rounds": 9},
@@ -574,7 +578,9 @@ def test_a_federation_by_asking(fedqc: Fedqc, here: Path) -> None:
 def test_a_federation_by_enter_alone(fedqc: Fedqc, here: Path) -> None:
     said = fedqc("init", "federation", answers=FEDERATION_ANSWERS)
     assert said.code == 0
-    assert load_federation(here / "federation.toml") == FederationConfig(task="phantom")
+    assert load_federation(here / "federation.toml") == FederationConfig.model_validate(
+        {"task": "phantom", "sites": {"keys": here / "keys"}}
+    )
     assert said.output.endswith("with fedqc simulate federation.toml --out runs/trial\n")
 
 
@@ -588,7 +594,7 @@ def test_a_federation_from_options(fedqc: Fedqc, here: Path) -> None:
         {
             "name": "x",
             "task": "wmh",
-            "sites": {"expected": ["a", "b"], "minimum": 1},
+            "sites": {"expected": ["a", "b"], "minimum": 1, "keys": here / "keys"},
             "qc": {"rounds": 3, "local_steps": 4},
             "curation": {"threshold": 0.5},
             "segmentation": {"rounds": 5},
@@ -599,7 +605,36 @@ def test_a_federation_from_options(fedqc: Fedqc, here: Path) -> None:
 
 def test_a_federation_with_only_what_is_needed(fedqc: Fedqc, here: Path) -> None:
     assert fedqc("init", "federation", "--task", "phantom", "--yes", answers=[]).code == 0
-    assert load_federation(here / "federation.toml") == FederationConfig(task="phantom")
+    assert load_federation(here / "federation.toml") == FederationConfig.model_validate(
+        {"task": "phantom", "sites": {"keys": here / "keys"}}
+    )
+
+
+def test_a_federation_with_certificates(fedqc: Fedqc, here: Path) -> None:
+    options = ("--task", "wmh", "--sites", "a,b", "--host", "fl.example.org, 10.0.0.1", "--yes")
+    said = fedqc("init", "federation", *options)
+    assert said.code == 0
+    server = load_federation(here / "federation.toml").server
+    assert (server.address, server.gateway) == ("0.0.0.0:8443", "nginx")
+    assert (server.certificate, server.key) == tuple(
+        here / "certificates" / name for name in ("server.crt", "server.key")
+    )
+    assert f"{here / 'certificates' / 'ca.crt'} is for the sites" in said.output
+    certificate = x509.load_pem_x509_certificate((here / "certificates" / "server.crt").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["fl.example.org"]
+    assert [str(one) for one in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1"]
+
+
+def test_a_key_that_is_there_is_kept(fedqc: Fedqc, here: Path, scans: Path) -> None:
+    options = ("--name", "a", "--task", "msd-hippocampus", "--data", "../scans", "--yes")
+    assert fedqc("init", "site", *options).code == 0
+    before = (here / "a.key").read_bytes()
+    said = fedqc("init", "site", "again.toml", *options)
+    assert said.code == 0
+    assert "private key" not in said.output
+    assert (here / "a.key").read_bytes() == before
+    assert load_site(here / "again.toml").coordinator.key == here / "a.key"
 
 
 @pytest.mark.parametrize(

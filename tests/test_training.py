@@ -184,3 +184,19 @@ def test_no_batch() -> None:
     network = Weight()
     assert train(network, [], slope, constant_settings(), FP32) == {}
     assert network.w.item() == 1
+
+
+@pytest.mark.parametrize(("mu", "end"), [(0.0, 5.0), (1.0, 3.0), (3.0, 2.0)])
+def test_fedprox_holds_the_network_to_its_start(mu: float, end: float) -> None:
+    """(w - 5)^2 / 2 + mu / 2 (w - 1)^2 is least at (5 + mu) / (1 + mu)."""
+    network = Weight(1.0, size=2)
+
+    def fit(trained: nn.Module, _: float) -> Mapping[str, Tensor]:
+        assert isinstance(trained, Weight)
+        return {"fit": (trained.w - 5).square().sum() / 2}
+
+    settings = constant_settings(learning_rate=0.05, total_steps=400, proximal=mu)
+    told = train(network, [0.0] * 400, fit, settings, FP32)
+    assert network.w.tolist() == pytest.approx([end, end], abs=1e-3)
+    assert ("proximal" in told) == (mu > 0)
+    assert told["loss"] == pytest.approx(told["fit"] + told.get("proximal", 0.0))

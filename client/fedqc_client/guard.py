@@ -7,9 +7,10 @@ its text and traceback stay in the site's own `site.log`.
 
 import contextlib
 import re
+import secrets
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -20,8 +21,17 @@ from flwr.app import Context, Message, RecordDict
 from fedqc.cases.problems import ErrorCode as ErrorCodeOfCase
 from fedqc.config import SiteConfig, load_site
 from fedqc.curation.rules import Outcome as Decided
-from fedqc.errors import ConfigError, DataError, FedQCError, ModelError, ProtocolError, TrainingError
+from fedqc.errors import (
+    ConfigError,
+    DataError,
+    DeviceError,
+    FedQCError,
+    ModelError,
+    ProtocolError,
+    TrainingError,
+)
 from fedqc.protocol import (
+    ERROR,
     ErrorCode,
     ErrorReply,
     HandshakeReply,
@@ -30,7 +40,10 @@ from fedqc.protocol import (
     Request,
     StatisticsReply,
     TrainReply,
+    TrainRequest,
+    TrainSegmentationRequest,
     Weights,
+    content_digest,
     reply_from_records,
     reply_to_records,
     request_from_records,
@@ -45,11 +58,17 @@ from fedqc.statistics.site import (
     Figure,
     SegmentationSummary,
 )
+from fedqc.statistics.update_privacy import clipped_and_noised
 from fedqc.task import Task, load_task
+from fedqc_client.activity import Activity
 from fedqc_client.ledger import Ledger
+from fedqc_client.policy import refusal
 
 LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
 MAX_LOSSES = 16
+
+
+_TRAINING = (TrainRequest, TrainSegmentationRequest)
 
 
 @dataclass(frozen=True)
@@ -81,26 +100,32 @@ def answer(
         model: the kind of request.
         work: the phase's function.
     """
-    results = Path("results")
-    to, number = "unknown", 0
+    watch = Activity(Path("results"), model.kind)
     try:
         site_file = Path(str(context.node_config["site"]))
-        results = site_file.parent / "results"  # until the file has said otherwise
+        watch.results = site_file.parent / "results"  # until the file has said otherwise
         site = load_site(site_file)
-        results = site.results
+        watch.results = site.results
         request = request_from_records(message.content, model)
-        to, number = request.federation, request.round
-        records = outgoing(work(site, request), site, request)
+        watch = Activity.of(site.results, request)
+        watch.begin()
+        refused = refusal(site, request, datetime.now())
+        outcome = work(site, request) if refused is None else ErrorReply(refused)
+        why = outcome.code.sentence if isinstance(outcome, ErrorReply) else ""
+        records = outgoing(outcome, site, request)
     except Exception as error:
         # Whatever it is: Flower would send its text.
-        _log(results, model.kind, error)
+        why = _log(watch.results, model.kind, error)
         records = reply_to_records(ErrorReply(error_code(error)))
     try:
-        Ledger(results / "ledger.jsonl").write(records, to=to, kind=model.kind, round=number)
+        Ledger(watch.results / "ledger.jsonl").write(records, to=watch.to, kind=model.kind, round=watch.round)
     except Exception as error:
         # What is not written down does not leave; only this one word does.
-        _log(results, model.kind, error)
+        why = _log(watch.results, model.kind, error)
         records = reply_to_records(ErrorReply(ErrorCode.LEDGER))
+    size, _ = content_digest(records)
+    state = "failed" if ERROR in records else "sent"
+    watch.tell(state, records=sorted(records), bytes=size, why=why)
     return Message(records, reply_to=message)
 
 
@@ -110,6 +135,16 @@ def outgoing(outcome: Outcome, site: SiteConfig, request: Request) -> RecordDict
     Raises:
         GuardError: it holds anything that may not.
     """
+    if isinstance(outcome, Trained) and isinstance(request, _TRAINING) and request.update_clip:
+        blurred = clipped_and_noised(
+            outcome.weights,
+            request.weights,
+            clip=request.update_clip,
+            noise=request.update_noise,
+            # Not of the run's seed, which the coordinator knows and could take the noise away with.
+            rng=np.random.default_rng(secrets.randbits(128)),
+        )
+        outcome = replace(outcome, weights=blurred)
     try:
         reply = _filtered(outcome, max(site.policy.min_count, request.min_count))
         records = reply_to_records(reply)
@@ -150,6 +185,7 @@ def error_code(error: Exception) -> ErrorCode:
         (DataError, ErrorCode.DATA),
         (ModelError, ErrorCode.MODEL),
         (TrainingError, ErrorCode.TRAINING),
+        (DeviceError, ErrorCode.DEVICE),
         (ProtocolError, ErrorCode.PROTOCOL),
     )
     return next((code for kind, code in codes if isinstance(error, kind)), ErrorCode.INTERNAL)
@@ -206,11 +242,16 @@ def _check_weights(sent: Weights, received: Weights) -> None:
             raise GuardError(f"weight {name!r} is not finite")
 
 
-def _log(results: Path, kind: str, error: Exception) -> None:
-    """Tell the site, and nobody else, what went wrong."""
+def _log(results: Path, kind: str, error: Exception) -> str:
+    """Tell the site, and nobody else, what went wrong.
+
+    Returns:
+        The same as one line, for whoever watches at the site.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     # A log that cannot be written must not turn into a message that says so.
     with contextlib.suppress(OSError):
         results.mkdir(parents=True, exist_ok=True)
         with (results / "site.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{now} {kind}\n{''.join(traceback.format_exception(error))}\n")
+    return str(error) if isinstance(error, FedQCError | OSError) else "an error of fedqc; see site.log"

@@ -45,6 +45,11 @@ class CachedCases(Sequence[Case]):
         self._cache = cache
         self._files = tuple(files)
 
+    @property
+    def patients(self) -> frozenset[str]:
+        """Whose cases they are."""
+        return frozenset(files.patient for files in self._files)
+
     def __len__(self) -> int:
         return len(self._files)
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import numpy as np
@@ -15,8 +15,8 @@ from fedqc.cases.cache import CaseCache
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.preprocessing import to_native
 from fedqc.cases.volumes import Case, write_volume
-from fedqc.compute import choose_compute
-from fedqc.config import QCConfig, SegmentationConfig, SiteConfig
+from fedqc.compute import Compute, choose_compute, with_smaller_batches
+from fedqc.config import SiteConfig
 from fedqc.curation.manifest import (
     Entry,
     InputFile,
@@ -67,6 +67,7 @@ from fedqc.statistics.site import (
     summarise_segmentation,
 )
 from fedqc.task import Task, load_task
+from fedqc_client.activity import Activity
 from fedqc_client.guard import Trained
 from fedqc_client.site_data import CachedCases, SiteData, load_site_data, split_references
 
@@ -75,11 +76,17 @@ MICROLITRES_PER_MILLILITRE = 1000
 
 def handshake(site: SiteConfig, request: HandshakeRequest) -> HandshakeReply:
     """Say who this site is and what it speaks; whether that fits is the coordinator's question."""
+    task = load_task(site.task)
+    if task.digest != request.task:
+        Activity.at(site, request).note(
+            f"this site's task {site.task!r} is not the federation's, so the coordinator will leave the site "
+            "out; compare the two task files, and the versions of fedqc"
+        )
     return HandshakeReply(
         site=site.name,
         protocol=PROTOCOL_VERSION,
         fedqc=fedqc.__version__,
-        task=load_task(site.task).digest,
+        task=task.digest,
     )
 
 
@@ -102,10 +109,7 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     if not training:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     method, network = _qc_model(request, task)
-    compute = choose_compute(site.compute.device, site.compute.precision)
-    plan = _plan(site, request, request.qc)
-    result = method.train_round(network, CachedCases(data.cache, training), plan, compute)
-    return _trained(network, result, training)
+    return _trained(site, request, method, network, CachedCases(data.cache, training))
 
 
 def cross_check(site: SiteConfig, request: CrossCheckRequest) -> CrossCheckSummary | ErrorReply:
@@ -115,7 +119,7 @@ def cross_check(site: SiteConfig, request: CrossCheckRequest) -> CrossCheckSumma
     if not data.references:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     method, network = _qc_model(request, task)
-    compute = choose_compute(site.compute.device, site.compute.precision)
+    compute = _compute(site)
     scores = method.score(network, iter(CachedCases(data.cache, data.references)), compute)
     return summarise_cross_check(
         [score.quality for score in scores], [case.patient for case in data.references]
@@ -141,7 +145,7 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> CalibrationSummary
             patients.append(sample.case.patient)
             yield sample.case
 
-    compute = choose_compute(site.compute.device, site.compute.precision)
+    compute = _compute(site)
     predicted = [score.quality for score in method.score(network, samples(), compute)]
     return summarise_calibration(predicted, truth, patients, tau=request.curation.threshold)
 
@@ -155,7 +159,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     task = _task(site, request)
     data = load_site_data(site, task)
     method, network = _qc_model(request, task)
-    compute = choose_compute(site.compute.device, site.compute.precision)
+    compute = _compute(site)
     rule = ThresholdRule(request.curation.threshold, request.curation.review)
     model_sha256 = _store_model(site, request, network, task)
 
@@ -171,6 +175,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     maps.mkdir(parents=True)
     entries: list[Entry] = []
     scores = method.score(network, candidates(), compute)
+    watch = Activity.at(site, request)
     for files, result in zip(data.candidates, scores, strict=True):
         case = opened.popleft()
         if result.case_id != case.id:
@@ -190,6 +195,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
         if result.error_map is not None:
             per_cent = to_native(_per_cent(result.error_map), case, order=1)
             write_volume(maps / f"{case.id}.nii.gz", per_cent, case.native_affine)
+        watch.progress(len(entries), len(data.candidates))
     shutil.rmtree(site.results / "error_maps", ignore_errors=True)
     maps.replace(site.results / "error_maps")
 
@@ -223,8 +229,6 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
     Raises:
         DataError: the site has not curated its cases, or a kept case's files have changed since.
     """
-    if not site.policy.segmentation:
-        return ErrorReply(ErrorCode.NO_PART)
     task = _task(site, request)
     data = load_site_data(site, task)
     cases = _kept_cases(site, task, data)
@@ -234,10 +238,7 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
     if not cases:
         return ErrorReply(ErrorCode.NOTHING_KEPT)
     segmentation, network = _segmentation_model(request, task)
-    compute = choose_compute(site.compute.device, site.compute.precision)
-    plan = _plan(site, request, request.segmentation)
-    result = segmentation.train_round(network, CachedCases(data.cache, cases), plan, compute)
-    return _trained(network, result, cases)
+    return _trained(site, request, segmentation, network, CachedCases(data.cache, cases))
 
 
 def evaluate_segmentation(
@@ -253,7 +254,7 @@ def evaluate_segmentation(
         _, references = split_references(references, request.seed)
     if not references:
         return ErrorReply(ErrorCode.NO_REFERENCE)
-    compute = choose_compute(site.compute.device, site.compute.precision)
+    compute = _compute(site)
     scores = list(segmentation.evaluate(network, iter(CachedCases(data.cache, references)), compute))
     return summarise_segmentation(
         dice=[score.dice for score in scores],
@@ -305,32 +306,62 @@ def _load(request: ModelRequest, network: nn.Module) -> None:
     load_weights(network, state, source="the coordinator's request")
 
 
-def _plan(
+def _trained(
     site: SiteConfig,
     request: TrainRequest | TrainSegmentationRequest,
-    training: QCConfig | SegmentationConfig,
-) -> RoundPlan:
-    """This site's share of the round that is asked for."""
-    return RoundPlan(
-        seed=request.seed,
-        site=site.name,
-        round=request.round,
-        rounds=request.rounds,
-        steps=training.local_steps,
-        batch_size=training.batch_size,
-    )
+    trainer: Method | Segmentation,
+    network: nn.Module,
+    cases: CachedCases,
+) -> Trained:
+    """This site's share of a round of training.
 
+    Weights go back in the precision that they came in.
 
-def _trained(network: nn.Module, result: RoundResult, cases: Sequence[CaseFiles]) -> Trained:
-    """A round's outcome; its losses tell something about those patients of `cases` that were drawn."""
-    n_patients = min(len({case.patient for case in cases}), result.samples)
+    Args:
+        site: this one.
+        request: what is asked for.
+        trainer: trains the network.
+        network: with the weights of the request.
+        cases: to train on, one or more.
+    """
+    training = request.qc if isinstance(request, TrainRequest) else request.segmentation
+    compute, watch = _compute(site), Activity.at(site, request)
+    before = (request.round - 1) * training.local_steps
+
+    def attempt(batch_size: int) -> RoundResult:
+        if batch_size < training.batch_size:  # the attempt before may have taken some steps
+            _load(request, network)
+        plan = RoundPlan(
+            seed=request.seed,
+            site=site.name,
+            round=request.round,
+            rounds=request.rounds,
+            steps=training.local_steps,
+            batch_size=batch_size,
+            proximal=request.proximal,
+        )
+
+        def progress(step: int, _: int) -> None:
+            watch.progress(step - before, training.local_steps)
+
+        return trainer.train_round(network, cases, plan, compute, progress=progress)
+
+    result = with_smaller_batches(attempt, training.batch_size, watch.note)
+    n_patients = min(len(cases.patients), result.samples)  # the losses tell something about those drawn
     return Trained(
-        weights={name: tensor.detach().cpu().numpy() for name, tensor in network.state_dict().items()},
+        weights={
+            name: tensor.detach().cpu().numpy().astype(request.weights[name].dtype, copy=False)
+            for name, tensor in network.state_dict().items()
+        },
         samples=result.samples,
         losses={
             name: Figure(value=float(value), patients=n_patients) for name, value in result.losses.items()
         },
     )
+
+
+def _compute(site: SiteConfig) -> Compute:
+    return choose_compute(site.compute.device, site.compute.precision, site.compute.memory)
 
 
 def _kept_cases(site: SiteConfig, task: Task, data: SiteData) -> tuple[CaseFiles, ...]:

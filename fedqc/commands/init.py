@@ -1,4 +1,4 @@
-"""`fedqc init site` and `fedqc init federation`."""
+"""`fedqc init`: site, federation, certificate and key."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Write a commented site.toml or federation.toml, by asking or from options.",
+    help="Write a commented site.toml or federation.toml; make keys and certificates.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -51,7 +51,12 @@ def site(
     ] = None,
     address: Annotated[str | None, typer.Option(help="Host and port of the coordinator.")] = None,
     ca: Annotated[Path | None, typer.Option(help="Certificate that the coordinator sent.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Private key of the site.")] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key of the site; made where there is none.", show_default="NAME.key beside the file"
+        ),
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Describe a site: its name, its data and what it allows.
@@ -107,6 +112,17 @@ def federation(
     min_count: Annotated[
         int | None, typer.Option(help="Fewest patients behind any number that leaves a site.")
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Make certificates for the server that sites reach under this name or address, or several, "
+            "separated by commas."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Host and port where the server listens.", show_default="0.0.0.0:8443 with --host"),
+    ] = None,
     yes: Yes = False,
 ) -> None:
     """Describe a federation: its sites, how the models are trained, what is kept.
@@ -125,5 +141,47 @@ def federation(
         "--threshold": threshold,
         "--segmentation-rounds": segmentation_rounds,
         "--min-count": min_count,
+        "--host": host,
+        "--address": address,
     }
     init_federation(path, options, asking=_may_ask(yes))
+
+
+@app.command()
+def certificate(
+    folder: Annotated[
+        Path, typer.Argument(help="With ca.crt and ca.key, as init federation --host made it.")
+    ] = Path("certificates"),
+    *,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or address under which sites reach the server, or several, separated by commas.",
+            show_default="as in the certificate before",
+        ),
+    ] = None,
+) -> None:
+    """Make another server certificate, before the one there is runs out; sites trust it as the one before."""
+    from fedqc.certificates import YEARS_OF_SERVER, renew_server_files
+
+    hosts = [name.strip() for name in host.split(",")] if host else []
+    files = renew_server_files(folder, hosts)
+    typer.echo(
+        f"{files.certificate} and {files.key} are new, for {YEARS_OF_SERVER} years; start fedqc server again"
+    )
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="The private key; nothing is written over.", show_default="NAME.key")
+    ] = None,
+) -> None:
+    """Make a site's keys anew, where they were lost or somebody else may have them."""
+    from fedqc.certificates import make_site_key
+
+    private = out or Path(f"{name}.key")
+    public = make_site_key(private, name)
+    typer.echo(f"{private} stays here, send {public} to the coordinator")

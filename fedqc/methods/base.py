@@ -42,6 +42,8 @@ class RoundPlan:
     rounds: int
     steps: int
     batch_size: int
+    proximal: float = 0.0
+    """How strongly the network is held to where it starts from (FedProx's mu)."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 from fedqc.augmentation import augment
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute
+from fedqc.compute import Compute, halved_when_full
 from fedqc.config import QCConfig
 from fedqc.degradation.samples import ALL_KINDS, LabelFactory, SamplePool
 from fedqc.errors import ConfigError
@@ -104,6 +105,7 @@ class QCResUNetMethod(Method):
             total_steps=plan.rounds * plan.steps,
             first_step=first_step,
             warmup_steps=50,
+            proximal=plan.proximal,
         )
         compute = compute.for_training(self.shortest_axis)
         rng = generator(plan.seed, "train", plan.site, plan.round)
@@ -176,12 +178,22 @@ class QCResUNetMethod(Method):
         network = compute.place(network).eval()
         remaining = iter(cases)
         while batch := list(islice(remaining, batch_size)):
-            image = torch.from_numpy(np.stack([case.image for case in batch])).to(compute.device)
-            label = torch.from_numpy(np.stack([case.label for case in batch])).to(compute.device)
-            with compute.autocast():
-                output: QCOutput = network(self.inputs(image, label))
-            quality = output.quality.float().clamp(0, 1).cpu().numpy()
-            errors = output.error_logits.float().sigmoid().cpu().numpy()
-            for case, values, error in zip(batch, quality, errors, strict=True):
-                regions = {name: float(v) for name, v in zip(self.task.regions, values[1:], strict=True)}
-                yield Score(case.id, float(values[0]), regions, error)
+            yield from halved_when_full(partial(self._score, network, compute), batch)
+
+    def _score(self, network: nn.Module, compute: Compute, batch: Sequence[Case]) -> list[Score]:
+        """The scores of cases that fit into memory together."""
+        image = torch.from_numpy(np.stack([case.image for case in batch])).to(compute.device)
+        label = torch.from_numpy(np.stack([case.label for case in batch])).to(compute.device)
+        with compute.autocast():
+            output: QCOutput = network(self.inputs(image, label))
+        quality = output.quality.float().clamp(0, 1).cpu().numpy()
+        errors = output.error_logits.float().sigmoid().cpu().numpy()
+        return [
+            Score(
+                case.id,
+                float(values[0]),
+                dict(zip(self.task.regions, map(float, values[1:]), strict=True)),
+                error,
+            )
+            for case, values, error in zip(batch, quality, errors, strict=True)
+        ]

@@ -23,6 +23,7 @@ from fedqc.reports.words import (
     plural,
     reason_in_words,
     rounds_in_words,
+    significant,
 )
 
 OUTCOMES = ("keep", "review", "drop")
@@ -729,12 +730,17 @@ def training_section(record: RunRecord) -> Section:
         "rounds would help. Bad: rises, jumps, or one site far above the others, whose data or labels "
         "differ. A loss says how training went, not how good the model is on new cases."
     )
-    return Section(
-        "training",
-        "Training",
-        intro,
-        (Figure("Training loss, round by round", caption, figures.loss_curves(curves)),),
-    )
+    parts: list[Part] = [Figure("Training loss, round by round", caption, figures.loss_curves(curves))]
+    if spent := record.run.get("update_privacy"):
+        worth = ", ".join(f"{significant(value)} ({stage})" for stage, value in spent["epsilon"].items())
+        parts.append(
+            Note(
+                f"Updates were bounded and blurred: epsilon {worth} at delta {spent['delta']:g} for all "
+                "updates of a site in a training. Below 1 hardly anything can be told from them about a "
+                "site's data; far above 10 the noise promises nothing."
+            )
+        )
+    return Section("training", "Training", intro, tuple(parts))
 
 
 # ------------------------------------------------------------------------------------- faults, time, files

@@ -18,6 +18,7 @@ _REASONS = {
     "late": "no answer came before the deadline",
     "unavailable": "the connection to it was lost",
     "bad-reply": "it answered something that the protocol does not allow",
+    "reply-too-large": "its answer was larger than any answer to that request is",
     "names-differ": "its weights have other names than the model's",
     "shape-differs": "its weights have another shape than the model's",
     "dtype-differs": "its weights are of another type than the model's",

@@ -1,5 +1,7 @@
 """The ServerApp: wiring only."""
 
+import json
+import os
 from pathlib import Path
 
 from flwr.app import Context
@@ -7,8 +9,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedqc.config import load_federation
 from fedqc.errors import ConfigError
+from fedqc_server import limits
 from fedqc_server.phases import run_federation
 from fedqc_server.run_folder import RunFolder
+from fedqc_server.superlink import RUN_VARIABLE
 
 # A plain assignment: Flower refuses an annotated one.
 app = ServerApp()
@@ -18,10 +22,12 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Lead one run.
 
-    `run_config` names the federation.toml, the run's folder and the seed; `resume` (default False) goes on
-    with a run in that folder, `phases` (default all) names the phases wanted, separated by commas.
+    `run_config`, or the environment variable `FEDQC_RUN` as JSON, names the federation.toml, the run's folder
+    and the seed; `resume` (default False) goes on with a run in that folder, `phases` (default all) names the
+    phases wanted, separated by commas.
     """
-    settings = context.run_config
+    limits.install()
+    settings = {**context.run_config, **json.loads(os.environ.get(RUN_VARIABLE, "{}"))}
     missing = [key for key in ("federation", "out", "seed") if key not in settings]
     if missing:
         raise ConfigError(f"the run's configuration lacks {', '.join(missing)}; start the run with fedqc")

@@ -1,19 +1,31 @@
-"""Federated averaging: which updates are fit for it, and their mean."""
+"""Federated averaging: which updates are fit for it, and what they come to.
+
+The rules that make one model of many are those of Flower's strategies. Here they work on a few columns at a
+time, read from disk, so that the memory they take does not depend on the number of sites.
+"""
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median_low
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
+from fedqc.config import AveragingConfig
+from fedqc.errors import ModelError
 from fedqc.protocol import Weights
+
+_AT_ONCE = 2**20
+"""Numbers of all sites together that are combined at once."""
+
+Rule = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]]
+"""From numbers [site, N] and samples [site] to one number each, [N]."""
 
 
 def check_update(update: Mapping[str, NDArray[Any]], current: Mapping[str, NDArray[Any]]) -> str | None:
@@ -38,6 +50,23 @@ def check_update(update: Mapping[str, NDArray[Any]], current: Mapping[str, NDArr
     return None
 
 
+def packed(weights: Weights, transfer: Literal["fp32", "fp16"]) -> Weights:
+    """Weights as they travel: with fp16, float32 arrays in half the bytes.
+
+    Raises:
+        ModelError: a number is too large for fp16.
+    """
+    if transfer == "fp32":
+        return weights
+    largest = float(np.finfo(np.float16).max)
+    sent: Weights = {}
+    for name, values in weights.items():
+        if values.dtype == np.float32 and values.size and float(np.abs(values).max()) > largest:
+            raise ModelError(f'weight {name!r} is too large for fp16; set [averaging] transfer = "fp32"')
+        sent[name] = values.astype(np.float16) if values.dtype == np.float32 else values
+    return sent
+
+
 def update_norm(update: Mapping[str, NDArray[Any]], current: Mapping[str, NDArray[Any]]) -> float:
     """L2 norm of what an update changes, over all arrays; infinite where it is beyond float64."""
     squares = 0.0
@@ -46,6 +75,43 @@ def update_norm(update: Mapping[str, NDArray[Any]], current: Mapping[str, NDArra
             change = values.astype(np.float64) - current[name]
             squares += float((change * change).sum())
     return float(np.sqrt(squares))
+
+
+def rule_of(config: AveragingConfig) -> Rule:
+    """How the strategy makes one number of those that the sites sent."""
+    match config.strategy:
+        case "trimmed-mean":
+            return partial(_trimmed_mean, share=config.trim)
+        case "median":
+            return _median
+        case _:  # what else they do comes before or after the mean
+            return _mean
+
+
+def _mean(values: NDArray[np.float64], samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean weighted by samples (McMahan et al. 2017, algorithm 1)."""
+    mean: NDArray[np.float64] = (values * samples[:, None]).sum(axis=0) / samples.sum()
+    return mean
+
+
+def _trimmed_mean(
+    values: NDArray[np.float64], samples: NDArray[np.float64], share: float
+) -> NDArray[np.float64]:
+    """The mean without the lowest and the highest `share` of the sites (Yin et al. 2018, definition 2).
+
+    Of three sites or more, one at each end goes at least: a robust mean that cuts nothing is none. Samples
+    do not count, or a site could buy weight.
+    """
+    n_sites = len(values)
+    n_cut = max(int(share * n_sites), 1) if n_sites > 2 else 0
+    trimmed: NDArray[np.float64] = np.sort(values, axis=0)[n_cut : n_sites - n_cut].mean(axis=0)
+    return trimmed
+
+
+def _median(values: NDArray[np.float64], samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The median, number by number (Yin et al. 2018, definition 1); samples do not count."""
+    median: NDArray[np.float64] = np.median(values, axis=0)
+    return median
 
 
 @dataclass(frozen=True)
@@ -57,14 +123,15 @@ class Received:
     """Training samples drawn: its weight in the mean."""
     norm: float
     """See `update_norm`."""
-    file: Path
+    path: Path
+    """Of its numbers, with the name of a dtype behind it: `PATH.float32` holds all float32 arrays in turn."""
 
 
 class Updates:
-    """The updates of one round, each on disk: their mean needs the memory of one, whatever their number.
+    """The updates of one round, each on disk: combining them needs the memory of one, whatever their number.
 
-    They have to be laid down because a bound on their norms is known only when all of them are there. Use it
-    as a context manager; its folder is gone afterwards.
+    They have to be laid down because a bound on their norms is known only when all of them are there, and a
+    median needs all of them at once. Use it as a context manager; its folder is gone afterwards.
 
     Args:
         folder: where there is room for all updates of a round.
@@ -73,7 +140,8 @@ class Updates:
     def __init__(self, folder: Path) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix=".updates-", dir=folder))
         self._received: list[Received] = []
-        self._names: tuple[str, ...] = ()
+        self._form: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        """Dtype and shape of each array, in the order of the network."""
 
     def __enter__(self) -> Self:
         return self
@@ -85,12 +153,12 @@ class Updates:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the sites whose updates are in the mean."""
+        """Names of the sites whose updates count."""
         return tuple(sorted(update.site for update in self._received))
 
     @property
     def samples(self) -> int:
-        """Training samples behind the mean."""
+        """Training samples behind the updates that count."""
         return sum(update.samples for update in self._received)
 
     def add(
@@ -115,11 +183,12 @@ class Updates:
             raise ValueError(f"{site!r} has an update in this round already")
         if samples < 1:
             raise ValueError(f"{site!r} has {samples} samples; an update needs one at least")
-        self._names = tuple(update)  # a file of tensors has an order of its own
-        file = self._folder / f"{len(self._received)}.safetensors"
-        # `ascontiguousarray` would make a vector of a scalar.
-        save_file({name: np.asarray(values, order="C") for name, values in update.items()}, file)
-        self._received.append(Received(site, samples, update_norm(update, current), file))
+        self._form = {name: (values.dtype, values.shape) for name, values in update.items()}
+        path = self._folder / str(len(self._received))
+        for values in update.values():
+            with _numbers_of(path, values.dtype).open("ab") as file:
+                file.write(values.tobytes())
+        self._received.append(Received(site, samples, update_norm(update, current), path))
 
     def refuse_huge(self, factor: float) -> tuple[str, ...]:
         """Take out the updates whose norm is more than `factor` times the median.
@@ -138,30 +207,47 @@ class Updates:
         self._received = [update for update in self._received if update.site not in huge]
         return huge
 
-    def mean(self) -> Weights:
-        """The mean weighted by samples (McMahan et al. 2017), in the dtypes of the updates.
+    def combined(self, rule: Rule) -> Weights:
+        """What the updates come to by a rule, in their dtypes, but float32 where they came in float16.
 
-        Sums are float64 and taken in the order of the sites' names, so that the order in which updates came
-        does not change them. Whole-number buffers (batch-norm counters) are rounded.
+        Whole-number arrays are rounded.
+
+        The sites stand in the order of their names, so that the order in which updates came does not change
+        a bit of it.
 
         Raises:
             ValueError: there is no update.
         """
         if not self._received:
-            raise ValueError("there is no update, so there is no mean")
-        sums: dict[str, NDArray[np.float64]] = {}
-        dtypes: dict[str, np.dtype[Any]] = {}
-        for received in sorted(self._received, key=lambda update: update.site):
-            update = load_file(received.file)
-            for name, values in update.items():
-                weighted = values * np.float64(received.samples)
-                if name in sums:
-                    sums[name] += weighted
-                else:
-                    sums[name], dtypes[name] = np.asarray(weighted), values.dtype
-        mean: Weights = {}
-        for name in self._names:
-            value = sums[name] / self.samples
-            whole = np.issubdtype(dtypes[name], np.integer)
-            mean[name] = np.asarray(np.rint(value) if whole else value).astype(dtypes[name])
-        return mean
+            raise ValueError("there is no update, so there is nothing to combine")
+        in_turn = sorted(self._received, key=lambda update: update.site)
+        flat = {
+            dtype: self._column(in_turn, dtype, rule) for dtype in {dtype for dtype, _ in self._form.values()}
+        }
+        begin = dict.fromkeys(flat, 0)
+        weights: Weights = {}
+        for name, (dtype, shape) in self._form.items():
+            end = begin[dtype] + int(np.prod(shape))
+            weights[name] = flat[dtype][begin[dtype] : end].reshape(shape)
+            begin[dtype] = end
+        return weights
+
+    def _column(self, in_turn: list[Received], dtype: np.dtype[Any], rule: Rule) -> NDArray[Any]:
+        """All arrays of a dtype, one behind the other."""
+        samples = np.array([update.samples for update in in_turn], dtype=np.float64)
+        size = sum(int(np.prod(shape)) for known, shape in self._form.values() if known == dtype)
+        combined = np.empty(size, np.float32 if dtype == np.float16 else dtype)
+        files = [_numbers_of(update.path, dtype) for update in in_turn]
+        step = max(1, _AT_ONCE // len(files))
+        for begin in range(0, size, step):
+            end = min(begin + step, size)
+            values = np.empty((len(files), end - begin))
+            for row, file in zip(values, files, strict=True):
+                row[:] = np.fromfile(file, dtype, end - begin, offset=begin * dtype.itemsize)
+            numbers = rule(values, samples)
+            combined[begin:end] = np.rint(numbers) if np.issubdtype(dtype, np.integer) else numbers
+        return combined
+
+
+def _numbers_of(path: Path, dtype: np.dtype[Any]) -> Path:
+    return path.with_name(f"{path.name}.{dtype.name}")

@@ -1,7 +1,7 @@
 """A network in training, on disk after every round: one file, so that it is either the old or the new one."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
@@ -11,6 +11,9 @@ from fedqc.config import FrozenModel
 from fedqc.errors import ModelError
 from fedqc.files import replacing
 from fedqc.protocol import Weights
+from fedqc_server.fedadam import Moments
+
+_FIRST, _SECOND = "fedadam first moment/", "fedadam second moment/"
 
 
 class TrainingState(FrozenModel):
@@ -32,16 +35,33 @@ class TrainingState(FrozenModel):
     """For each round its number, mean loss, sites and failures."""
 
 
-def save_checkpoint(path: Path, weights: Weights, state: TrainingState) -> None:
+class Checkpoint(NamedTuple):
+    """A network in training."""
+
+    weights: Weights
+    state: TrainingState
+    moments: Moments = Moments()
+    """What FedAdam remembers; nothing with other strategies."""
+
+
+def save_checkpoint(
+    path: Path, weights: Weights, state: TrainingState, moments: Moments | None = None
+) -> None:
     """Write a checkpoint; whoever is killed here leaves the one before."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    known = moments or Moments()
+    tensors = {
+        **weights,
+        **{f"{_FIRST}{name}": values for name, values in known.first.items()},
+        **{f"{_SECOND}{name}": values for name, values in known.second.items()},
+    }
     with replacing(path) as aside:
         # The file keeps tensors in an order of its own.
         names = {"names": "\n".join(weights), "state": state.model_dump_json()}
-        save_file(weights, aside, metadata=names)
+        save_file(tensors, aside, metadata=names)
 
 
-def load_checkpoint(path: Path) -> tuple[Weights, TrainingState] | None:
+def load_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint, or None where there is none.
 
     Raises:
@@ -53,7 +73,13 @@ def load_checkpoint(path: Path) -> tuple[Weights, TrainingState] | None:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata()
             weights = {name: file.get_tensor(name) for name in metadata["names"].split("\n")}
-            return weights, TrainingState.model_validate_json(metadata["state"])
+            names = list(file.keys())
+            first, second = (
+                {name.removeprefix(kind): file.get_tensor(name) for name in names if name.startswith(kind)}
+                for kind in (_FIRST, _SECOND)
+            )
+            state = TrainingState.model_validate_json(metadata["state"])
+            return Checkpoint(weights, state, Moments(first, second))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{path}: not a checkpoint ({error}); restore the file or start the run anew"

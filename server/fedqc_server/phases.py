@@ -8,7 +8,7 @@ starts, and a run that was cut off goes on with the first phase that was not fin
 import dataclasses
 import platform
 from collections.abc import Callable, Collection
-from typing import Literal
+from typing import Any, Literal
 
 import flwr
 import numpy as np
@@ -38,8 +38,10 @@ from fedqc.protocol import (
     Weights,
 )
 from fedqc.reports.build import build_coordinator_report
+from fedqc.reports.words import reason_in_words
 from fedqc.seeding import derive_seed
 from fedqc.segmentation import Segmentation
+from fedqc.statistics.update_privacy import DELTA, epsilon
 from fedqc.task import Task, load_task
 from fedqc_server.averaging import check_update
 from fedqc_server.checkpoint import TrainingState, load_checkpoint
@@ -48,7 +50,7 @@ from fedqc_server.exchange import Exchange
 from fedqc_server.roster import Clock, Node, is_expected, wait_for_nodes
 from fedqc_server.rounds import NothingToTrainError, Stage, train
 from fedqc_server.run import EXCUSED, Run
-from fedqc_server.run_folder import RunFolder
+from fedqc_server.run_folder import RunFolder, described
 
 
 def run_federation(
@@ -84,11 +86,13 @@ def run_federation(
     _initial_qc(run)  # a model that cannot be used is refused before anything is written
     folder.start(
         federation=config.name,
-        config=config.model_dump(mode="json") | {"task": task.name},  # its file may lie elsewhere one day
+        config=described(config, task),
         task=task.digest,
         versions=_versions(),
         seed=seed,
     )
+    if config.privacy.update_noise:
+        folder.note(update_privacy=_privacy_of_updates(config))
     try:
         with folder.phase("handshake"):
             handshake(run)
@@ -112,7 +116,11 @@ def run_federation(
 def handshake(run: Run) -> None:
     """Find out which node is which site, and leave out by name those that do not fit."""
     sites, roster = run.config.sites, run.roster
-    nodes = wait_for_nodes(run.exchange.grid, sites, run.exchange.clock)
+
+    def tell(there: list[str], missing: list[str], seconds: float) -> None:
+        run.folder.event("sites-awaited", online=there, missing=missing, seconds=round(seconds))
+
+    nodes = wait_for_nodes(run.exchange.grid, sites, run.exchange.clock, tell)
     # Nodes without a registered name are asked under a made-up one.
     asked = {node.name or f"node-{node.id}": node for node in nodes}
     claims: dict[str, list[Node]] = {}
@@ -135,7 +143,7 @@ def handshake(run: Run) -> None:
     missing = set(sites.expected) - set(roster.joined) - set(roster.left_out)
     roster.left_out |= dict.fromkeys(sorted(missing), "offline")
     for name, reason in roster.left_out.items():
-        run.folder.event("site-left-out", site=name, reason=reason)
+        run.folder.event("site-left-out", site=name, reason=reason, meaning=reason_in_words(reason))
     run.folder.note(sites={"joined": sorted(roster.joined), "left_out": roster.left_out})
     run.check_quorum(len(roster.joined), sites.minimum, roster.left_out, "handshake")
 
@@ -221,7 +229,11 @@ def train_segmentation(run: Run) -> None:
 
     def request(weights: Weights, number: int) -> Request:
         return TrainSegmentationRequest(
-            **run.common(), segmentation=config, weights=weights, round=number, rounds=config.rounds
+            **run.common(),
+            segmentation=config,
+            weights=weights,
+            round=number,
+            **_terms(run, config.rounds),
         )
 
     stage = Stage(
@@ -314,7 +326,7 @@ def _ask_statistics(
     run.report_failed(failed)
     before = run.folder.statistics.get("failed", {})
     others = {site: reason for site, reason in before.get(phase, {}).items() if site not in sites}
-    run.folder.learned("failed", before | {phase: others | failed})
+    run.folder.learned("failed", before | {phase: dict(sorted((others | failed).items()))})
     run.folder.learned("sites", statistics)
     excused = sum(reason in EXCUSED for reason in failed.values())
     needed = run.config.sites.minimum if minimum is None else minimum
@@ -351,7 +363,11 @@ def _qc_stage(run: Run, name: str, rounds: int, *, minimum: int) -> Stage:
 
     def request(weights: Weights, number: int) -> Request:
         return TrainRequest(
-            **run.common(), qc=_qc_for_sites(run), weights=weights, round=number, rounds=rounds
+            **run.common(),
+            qc=_qc_for_sites(run),
+            weights=weights,
+            round=number,
+            **_terms(run, rounds),
         )
 
     return Stage(
@@ -363,6 +379,27 @@ def _qc_stage(run: Run, name: str, rounds: int, *, minimum: int) -> Stage:
         request=request,
         initial=lambda: _initial_qc(run),
     )
+
+
+def _terms(run: Run, rounds: int) -> dict[str, Any]:
+    """What every request for training says."""
+    averaging, privacy = run.config.averaging, run.config.privacy
+    return {
+        "rounds": rounds,
+        "proximal": averaging.proximal if averaging.strategy == "fedprox" else 0.0,
+        "update_clip": privacy.update_clip,
+        "update_noise": privacy.update_noise,
+    }
+
+
+def _privacy_of_updates(config: FederationConfig) -> dict[str, Any]:
+    """What all updates of a site in a training tell of its data at most; see `fedqc.statistics`."""
+    rounds = {
+        "qc": config.qc.rounds + config.qc.cross_check_rounds,
+        "segmentation": config.segmentation.rounds,
+    }
+    spent = {name: round(epsilon(config.privacy.update_noise, count), 3) for name, count in rounds.items()}
+    return {"delta": DELTA, "epsilon": spent}
 
 
 def _initial_qc(run: Run) -> Weights:
@@ -401,7 +438,7 @@ def _trained(run: Run, stage: str) -> tuple[Weights, TrainingState]:
         raise ConfigError(
             f"{run.folder.path}: no {stage} model was trained in this run; run train.{stage} too"
         )
-    return found
+    return found.weights, found.state
 
 
 def _provenance(state: TrainingState) -> Provenance:

@@ -61,8 +61,16 @@ def online_nodes(grid: Grid) -> list[Node]:
     return sorted(nodes, key=lambda node: (node.name, node.id))
 
 
-def wait_for_nodes(grid: Grid, sites: SitesConfig, clock: Clock) -> list[Node]:
+def wait_for_nodes(
+    grid: Grid, sites: SitesConfig, clock: Clock, tell: Callable[[list[str], list[str], float], None]
+) -> list[Node]:
     """Wait until every expected site is online, or any `minimum` nodes where none is named.
+
+    Args:
+        grid: Flower's way to the sites.
+        sites: who is expected, and for how long.
+        clock: time, for waiting.
+        tell: is told whenever somebody came or went: who is there, who is missing, and the seconds left.
 
     Returns:
         The nodes that may be asked who they are: those with an expected name and those without a name.
@@ -72,20 +80,24 @@ def wait_for_nodes(grid: Grid, sites: SitesConfig, clock: Clock) -> list[Node]:
     """
     deadline = clock.now() + sites.wait
     wanted = max(len(sites.expected), sites.minimum)
+    before: list[str] | None = None
     while True:
         nodes = [node for node in online_nodes(grid) if not node.name or is_expected(node.name, sites)]
         if len(nodes) >= wanted:
             return nodes
+        there = [node.name or f"node {node.id}" for node in nodes]
         remaining = deadline - clock.now()
         if remaining <= 0:
             break
+        if there != before:
+            before = there
+            tell(there, sorted(set(sites.expected) - set(there)), remaining)
         clock.sleep(min(clock.poll, remaining))
     if len(nodes) >= sites.minimum:
         return nodes
-    online = ", ".join(node.name or f"node {node.id}" for node in nodes) or "none"
     raise QuorumError(
         f"{len(nodes)} of at least {sites.minimum} sites came online within {sites.wait:g} s "
-        f"(online: {online}; expected: {', '.join(sites.expected) or 'any'}); "
+        f"(online: {', '.join(there) or 'none'}; expected: {', '.join(sites.expected) or 'any'}); "
         "start the missing sites or lower sites.minimum"
     )
 

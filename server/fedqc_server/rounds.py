@@ -5,14 +5,16 @@ A site that raises, is late, or sends what cannot be averaged costs the run that
 training that was cut off goes on behind the last finished round.
 """
 
+import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from fedqc.errors import QuorumError
-from fedqc.protocol import Request, TrainReply, Weights
-from fedqc_server.averaging import Updates, check_update
-from fedqc_server.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from fedqc.protocol import ErrorCode, Request, TrainReply, Weights
+from fedqc_server.averaging import Updates, check_update, packed, rule_of
+from fedqc_server.checkpoint import Checkpoint, TrainingState, load_checkpoint, save_checkpoint
+from fedqc_server.fedadam import adam_step
 from fedqc_server.run import EXCUSED, Run
 
 MAX_STRIKES = 3
@@ -52,44 +54,46 @@ def train(run: Run, stage: Stage, sites: Collection[str]) -> tuple[Weights, Trai
         QuorumError: fewer than `stage.minimum` sites sent an update that can be averaged.
     """
     checkpoint = run.folder.checkpoints / f"{stage.name}.safetensors"
-    weights, state = load_checkpoint(checkpoint) or (stage.initial(), TrainingState())
-    while state.rounds < stage.rounds:
-        weights, state = _round(run, stage, sites, weights, state)
-        save_checkpoint(checkpoint, weights, state)
+    now = load_checkpoint(checkpoint) or Checkpoint(stage.initial(), TrainingState())
+    while now.state.rounds < stage.rounds:
+        now = _round(run, stage, sites, now)
+        save_checkpoint(checkpoint, *now)
+        state = now.state
         _tell(run, stage, state)
         loss = state.history[-1]["loss"]
         run.folder.event(
             "round-finished", round=state.rounds, rounds=stage.rounds, stage=stage.name, loss=loss
         )
     if not checkpoint.exists():  # no round at all
-        save_checkpoint(checkpoint, weights, state)
-    _tell(run, stage, state)
-    return weights, state
+        save_checkpoint(checkpoint, *now)
+    _tell(run, stage, now.state)
+    return now.weights, now.state
 
 
-def _round(
-    run: Run, stage: Stage, sites: Collection[str], weights: Weights, state: TrainingState
-) -> tuple[Weights, TrainingState]:
+def _round(run: Run, stage: Stage, sites: Collection[str], before: Checkpoint) -> Checkpoint:
     """One round: everybody trains, fit updates are averaged."""
-    number = state.rounds + 1
+    weights, state, moments = before
+    averaging, number = run.config.averaging, state.rounds + 1
     where: dict[str, Any] = {"round": number, "rounds": stage.rounds, "stage": stage.name}
     run.folder.event("round-started", **where)
+    begin, received = time.monotonic(), 0
+    sent = packed(weights, averaging.transfer)
     targets, failed = run.online(set(sites) - set(state.excused) - set(state.out))
     told: dict[str, dict[str, Any]] = {}
     with Updates(run.folder.path) as updates:
-        for site, reply in run.exchange.ask(
-            stage.request(weights, number), targets, TrainReply, stage.deadline
-        ):
-            reason = reply if isinstance(reply, str) else _unfit(reply, weights, stage.samples)
+        for site, reply in run.exchange.ask(stage.request(sent, number), targets, TrainReply, stage.deadline):
+            reason = reply if isinstance(reply, str) else _unfit(reply, sent, stage.samples)
             if isinstance(reply, str) or reason is not None:
                 failed[site] = str(reason)
                 continue
-            updates.add(site, reply.weights, reply.samples, weights)
+            updates.add(site, reply.weights, reply.samples, sent)
+            received += _size(reply.weights)
             told[site] = {"samples": reply.samples, "losses": reply.losses}
             run.folder.event("update-received", site=site, loss=reply.losses.get("loss"), **where)
-        for site in updates.refuse_huge(run.config.averaging.norm_factor):
+        for site in updates.refuse_huge(averaging.norm_factor):
             failed[site] = "norm-exceeds-bound"
             del told[site]
+        told, failed = dict(sorted(told.items())), dict(sorted(failed.items()))  # not as they came
         run.report_failed(failed, **where)
         excused = {*state.excused, *(site for site, reason in failed.items() if reason in EXCUSED)}
         able = set(sites) & set(run.roster.joined) - excused  # those that fail, or are out, too
@@ -99,14 +103,27 @@ def _round(
                 f"needed (nothing: {', '.join(sorted(excused))})"
             )
         run.check_quorum(len(told), stage.minimum, failed, f"{stage.name}, round {number} of {stage.rounds}")
-        mean, samples, averaged = updates.mean(), updates.samples, updates.sites
+        after, samples, averaged = updates.combined(rule_of(averaging)), updates.samples, updates.sites
+    run.folder.note_round(
+        stage.name,
+        round=number,
+        seconds=round(time.monotonic() - begin, 3),
+        bytes_sent=_size(sent) * len(targets),
+        bytes_received=received,
+    )
+    if averaging.strategy == "fedadam":
+        after, moments = adam_step(weights, after, moments, number, averaging)
 
-    strikes = {site: state.strikes.get(site, 0) + 1 for site in failed if site not in excused}
+    strikes = {
+        site: state.strikes.get(site, 0) + (reason != ErrorCode.NOT_NOW)
+        for site, reason in failed.items()
+        if site not in excused
+    }
     out = {site: failed[site] for site, count in strikes.items() if count >= MAX_STRIKES}
     for site, reason in out.items():
         run.folder.event("site-out", site=site, reason=reason, **where)
     entry = {"round": number, "loss": _mean_loss(told), "sites": told, "failed": failed}
-    after = TrainingState(
+    now = TrainingState(
         rounds=number,
         samples=state.samples + samples,
         sites=averaged,
@@ -115,7 +132,12 @@ def _round(
         out=state.out | out,
         history=(*state.history, entry),
     )
-    return mean, after
+    return Checkpoint(after, now, moments)
+
+
+def _size(weights: Weights) -> int:
+    """Bytes of the numbers."""
+    return sum(values.nbytes for values in weights.values())
 
 
 def _tell(run: Run, stage: Stage, state: TrainingState) -> None:

@@ -8,13 +8,14 @@ from fedqc.config import FederationConfig
 from fedqc.errors import QuorumError
 from fedqc.methods.base import Method
 from fedqc.protocol import ErrorCode
+from fedqc.reports.words import reason_in_words
 from fedqc.segmentation import Segmentation
 from fedqc.task import Task
 from fedqc_server.exchange import Exchange
 from fedqc_server.roster import Roster
 from fedqc_server.run_folder import RunFolder
 
-EXCUSED = (ErrorCode.NO_REFERENCE, ErrorCode.NOTHING_KEPT, ErrorCode.NO_PART)
+EXCUSED = (ErrorCode.NO_REFERENCE, ErrorCode.NOTHING_KEPT, ErrorCode.NO_PART, ErrorCode.TOO_LARGE)
 """Words with which a site says that a phase is not for it; no fault of its own."""
 
 
@@ -53,11 +54,10 @@ class Run:
         return targets, dict.fromkeys(missing, "offline")
 
     def report_failed(self, failed: Mapping[str, str], **where: Any) -> None:
-        """Write down which sites failed, and what the word they sent means."""
+        """Write down which sites failed, and why, as a word and in words."""
         for site, reason in failed.items():
-            meaning = ErrorCode(reason).sentence if reason in set(ErrorCode) else None
             event = "site-excused" if reason in EXCUSED else "site-failed"
-            self.folder.event(event, site=site, reason=reason, meaning=meaning, **where)
+            self.folder.event(event, site=site, reason=reason, meaning=reason_in_words(reason), **where)
 
     def check_quorum(self, answered: int, minimum: int, failed: Mapping[str, str], what: str) -> None:
         """Stop where fewer sites than needed are left.

@@ -11,19 +11,22 @@ report.html       all of it for people
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from fedqc.config import FederationConfig
 from fedqc.errors import ConfigError
 from fedqc.files import write_json
+from fedqc.task import Task
 
 Listener = Callable[[dict[str, Any]], None]
 Outcome = Literal["running", "completed", "failed", "interrupted"]
 
+_CHANGEABLE = ("sites.", "server.")  # tables of the configuration that a run may go on with another of
 _OWN = ("run.json", "events.jsonl", "statistics.json", "checkpoints", "models")
 # A ServerApp gets its settings from Flower as scalars; a listener in the same process reaches it this way.
 _LISTENER: ContextVar[Listener | None] = ContextVar("fedqc_listener", default=None)
@@ -115,24 +118,51 @@ class RunFolder:
         """The content of `run.json`."""
         return dict(self._record)
 
+    def check(self, *, seed: int, task: str, config: Mapping[str, Any]) -> None:
+        """Look whether the run in the folder, if there is one, can go on like this.
+
+        Who takes part, where the server listens and how long it waits may change; what decides the result may
+        not.
+
+        Args:
+            seed: of the run.
+            task: digest of the task.
+            config: see `described`.
+
+        Raises:
+            ConfigError: what may not change has changed; it is named.
+        """
+        if not self._record:
+            return
+        before = _decisive({"seed": self._record.get("seed"), "task file": self._record.get("task")})
+        before |= _decisive(self._record.get("config", {}))
+        now = _decisive({"seed": seed, "task file": task}) | _decisive(config)
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        if changed:
+            raise ConfigError(
+                f"{self.path / 'run.json'}: the run has another {', '.join(changed)} than the one to resume "
+                "it with; resume it as it was started, or begin a new run in another folder"
+            )
+
     def start(self, **record: Any) -> None:
         """Make the folder and write `run.json` with what is known at the start, or go on with the run in it.
 
         Raises:
-            ConfigError: the run in the folder has another seed or configuration.
+            ConfigError: as `check` says.
         """
-        for key in ("seed", "task", "config"):
-            if self._record and self._record.get(key) != record.get(key):
-                raise ConfigError(
-                    f"{self.path / 'run.json'}: the run has another {key} than the one to resume it with; "
-                    "resume it as it was started"
-                )
+        resumed = bool(self._record)
+        if resumed:
+            self.check(seed=record["seed"], task=record["task"], config=record["config"])
         self.path.mkdir(parents=True, exist_ok=True)
         for left_behind in self.path.glob(".updates-*"):  # of a round that was cut off
             shutil.rmtree(left_behind, ignore_errors=True)
-        resumed = bool(self._record)
         if resumed:
-            self._record |= {"outcome": "running", "reason": None, "finished": None}
+            self._record |= {
+                "config": record["config"],
+                "outcome": "running",
+                "reason": None,
+                "finished": None,
+            }
         else:
             self._record = {
                 **record,
@@ -148,6 +178,12 @@ class RunFolder:
         """Add to `run.json`."""
         self._record |= record
         self._save()
+
+    def note_round(self, stage: str, **record: Any) -> None:
+        """Add what a round of training took to `run.json`; a round that is done again takes its place."""
+        rounds = self._record.get("rounds", {})
+        before = [one for one in rounds.get(stage, []) if one["round"] < record["round"]]
+        self.note(rounds=rounds | {stage: [*before, record]})
 
     def finish(self, outcome: Outcome, reason: str | None = None) -> None:
         """Write how the run ended."""
@@ -229,3 +265,20 @@ def _drop_torn_line(path: Path) -> None:
     with path.open("r+b") as file:
         content = file.read()
         file.truncate(content.rfind(b"\n") + 1)
+
+
+def described(config: FederationConfig, task: Task) -> dict[str, Any]:
+    """A configuration as `run.json` has it: the task's name in place of its file, which may move one day."""
+    return config.model_dump(mode="json") | {"task": task.name}
+
+
+def _decisive(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The keys that decide what a run comes to, those of tables with the table's name in front."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= _decisive(value, f"{name}.")
+        elif not name.startswith(_CHANGEABLE) and key != "deadline":
+            found[name] = value
+    return found

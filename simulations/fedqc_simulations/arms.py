@@ -83,7 +83,7 @@ def build_arm(
                 "layout": "csv",
                 "reference": f"{beside}/data/reference.csv",
             },
-            "compute": compute.model_dump(mode="json") | {"cache": f"{beside}/cache"},
+            "compute": compute.model_dump(mode="json", exclude_none=True) | {"cache": f"{beside}/cache"},
             "policy": {"min_count": config.privacy.min_count},
         }
         file.write_text(tomli_w.dumps(settings), encoding="utf-8")

@@ -272,7 +272,7 @@ def _write_site(
         "task": "../../task.toml",  # relative, so that a run's folder can be moved
         "results": ".",
         "data": {"path": "data", "layout": "csv", "reference": "data/reference.csv"},
-        "compute": compute.model_dump(mode="json"),
+        "compute": compute.model_dump(mode="json", exclude_none=True),
         "policy": {"min_count": min_count},
     }
     (folder / "site.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")

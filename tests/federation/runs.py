@@ -117,6 +117,7 @@ def write_federation(
     segmentation_rounds: int = 1,
     references: bool = False,
     min_count: int = 1,
+    averaging: str = 'strategy = "fedavg"',
 ) -> Path:
     path = folder / "federation.toml"
     path.write_text(
@@ -126,7 +127,7 @@ def write_federation(
         f'deadline = "{deadline}"\ncross_check_rounds = {cross_check_rounds}\n'
         f"[segmentation]\nrounds = {segmentation_rounds}\nlocal_steps = 1\nbatch_size = 2\n"
         f'channels = [4, 8]\nreferences = {str(references).lower()}\ndeadline = "{deadline}"\n'
-        f"[privacy]\nmin_count = {min_count}\n"
+        f"[privacy]\nmin_count = {min_count}\n[averaging]\n{averaging}\n"
     )
     return path
 

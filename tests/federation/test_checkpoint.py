@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from fedqc_server import checkpoint
 from fedqc_server.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from fedqc_server.fedadam import Moments
 from safetensors.numpy import save_file
 
 from fedqc.errors import ModelError
@@ -35,12 +36,24 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     save_checkpoint(path, WEIGHTS, STATE)
     loaded = load_checkpoint(path)
     assert loaded is not None
-    weights, state = loaded
+    weights, state, moments = loaded
+    assert moments == Moments()
     assert state == STATE
     assert list(weights) == list(WEIGHTS)
     for name, values in WEIGHTS.items():
         assert (weights[name].dtype, weights[name].shape) == (values.dtype, values.shape)
         assert weights[name].tobytes() == values.tobytes()
+
+
+def test_what_fedadam_remembers_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "qc.safetensors"
+    moments = Moments({"w": np.array([0.1, 1e-300])}, {"w": np.array([2.0, 3.0])})
+    save_checkpoint(path, {"w": np.zeros(2, np.float32)}, STATE, moments)
+    loaded = load_checkpoint(path)
+    assert loaded is not None
+    assert list(loaded.weights) == ["w"]
+    for kept, given in ((loaded.moments.first, moments.first), (loaded.moments.second, moments.second)):
+        assert kept["w"].tobytes() == given["w"].tobytes()
 
 
 def test_only_the_last_one_is_kept(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def results(site: Path) -> dict[str, Any]:
     files = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in {"manifest.json", "ledger.jsonl", "site.log"}
+        if path.is_file() and path.name not in {"manifest.json", "ledger.jsonl", "site.log", "activity.json"}
     }
     manifest = read_manifest(folder / "manifest.json")
     return files | {"manifest.json": manifest.model_copy(update={"created": ""})}
@@ -303,9 +303,9 @@ def test_a_run_that_is_interrupted_in_every_phase_leaves_the_same_everywhere(
 @pytest.mark.parametrize(
     ("old", "new", "key"),
     [
-        ("local_steps = 2", "local_steps = 3", "config"),
-        ("minimum = 1", "minimum = 2", "config"),
-        ("size = [16, 16, 16]", "size = [16, 16, 8]", "task"),
+        ("local_steps = 2", "local_steps = 3", r"qc\.local_steps"),
+        ('strategy = "fedavg"', 'strategy = "median"', r"averaging\.strategy"),
+        ("size = [16, 16, 16]", "size = [16, 16, 8]", "task file"),
     ],
 )
 def test_another_run_is_not_gone_on_with(
@@ -322,6 +322,20 @@ def test_another_run_is_not_gone_on_with(
     with pytest.raises(ConfigError, match=rf"run\.json: the run has another {key} than the one to resume"):
         run(grid, federation, out, resume=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_who_takes_part_and_how_long_is_waited_may_change(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    federation, out = tmp_path / "federation.toml", tmp_path / "run"
+    text = undisturbed.federation.read_text()
+    federation.write_text(text)
+    grid = MemoGrid(undisturbed.sites, undisturbed.memo)
+    run(grid, federation, out, only=("summarise",))
+    for old, new in (("minimum = 1", "minimum = 2"), ('deadline = "60s"', 'deadline = "90s"')):
+        assert old in text
+        text = text.replace(old, new)
+    federation.write_text(f'{text}[server]\naddress = "127.0.0.1:9000"\n')
+    run(grid, federation, out, only=("summarise",), resume=True)
+    assert record(out)["config"]["sites"]["minimum"] == 2
 
 
 def test_another_seed_is_not_gone_on_with(undisturbed: Undisturbed, tmp_path: Path) -> None:

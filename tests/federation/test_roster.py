@@ -24,6 +24,13 @@ class ArrivingGrid(LocalGrid):
         return self.arriving[: self.looks]
 
 
+class Heard(list[tuple[list[str], list[str], float]]):
+    """What is said while somebody waits."""
+
+    def __call__(self, there: list[str], missing: list[str], seconds: float) -> None:
+        self.append((there, missing, seconds))
+
+
 def node(number: int, name: str = "") -> NodeInfo:
     return NodeInfo(node_id=number, name=name)
 
@@ -31,29 +38,37 @@ def node(number: int, name: str = "") -> NodeInfo:
 def test_waits_for_every_expected_site(fake_time: Any) -> None:
     grid = ArrivingGrid([node(7, "b"), node(8, "stranger"), node(9, "a")])
     sites = SitesConfig(expected=("a", "b"), minimum=1, wait=10)
-    assert wait_for_nodes(grid, sites, fake_time.clock) == [Node(9, "a"), Node(7, "b")]
+    assert wait_for_nodes(grid, sites, fake_time.clock, Heard()) == [Node(9, "a"), Node(7, "b")]
     assert fake_time.now == 2.0
 
 
 def test_goes_on_with_the_minimum_when_the_time_is_over(fake_time: Any) -> None:
     grid = ArrivingGrid([node(7, "b")])
     sites = SitesConfig(expected=("a", "b"), minimum=1, wait=2.5)
-    assert wait_for_nodes(grid, sites, fake_time.clock) == [Node(7, "b")]
+    assert wait_for_nodes(grid, sites, fake_time.clock, Heard()) == [Node(7, "b")]
     assert fake_time.now == 2.5
+
+
+def test_who_is_missing_is_said_whenever_that_changes(fake_time: Any) -> None:
+    grid = ArrivingGrid([node(8, "stranger"), node(7, "b")])
+    heard = Heard()
+    sites = SitesConfig(expected=("a", "b"), minimum=1, wait=10)
+    wait_for_nodes(grid, sites, fake_time.clock, heard)
+    assert heard == [([], ["a", "b"], 10), (["b"], ["a"], 9)]
 
 
 def test_too_few_sites_end_the_wait_with_a_sentence(fake_time: Any) -> None:
     grid = ArrivingGrid([node(7, "b"), node(8, "stranger")])
     sites = SitesConfig(expected=("a", "b"), minimum=2, wait=30)
     with pytest.raises(QuorumError, match=r"1 of at least 2 sites .* 30 s \(online: b; expected: a, b\)"):
-        wait_for_nodes(grid, sites, fake_time.clock)
+        wait_for_nodes(grid, sites, fake_time.clock, Heard())
     assert fake_time.now == 30
 
 
 def test_without_expected_names_the_minimum_is_enough(fake_time: Any) -> None:
     grid = ArrivingGrid([node(3), node(4), node(5)])
     sites = SitesConfig(minimum=2, wait=30)
-    assert wait_for_nodes(grid, sites, fake_time.clock) == [Node(3, ""), Node(4, "")]
+    assert wait_for_nodes(grid, sites, fake_time.clock, Heard()) == [Node(3, ""), Node(4, "")]
 
 
 def test_a_site_that_restarted_is_found_under_its_name() -> None:

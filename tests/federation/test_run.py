@@ -485,7 +485,7 @@ def test_no_wait_is_unbounded(
     with pytest.raises(QuorumError, match=r"summarise: 0 sites answered, .* \(a: late, b: late, c: late\)"):
         run(grid, make_federation(sites, deadline="60s"), tmp_path / "run", clock=fake_time.clock)
     # One deadline for all of them, not one after another.
-    assert fake_time.now == 60
+    assert 50 < fake_time.now < 60  # the messages expire then, and replies with them
 
 
 def test_sites_that_do_not_fit_are_left_out_by_name(

@@ -169,13 +169,18 @@ def test_whole_events_are_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("seed", 4), ("task", "b" * 64), ("config", {"name": "north", "rounds": 2})]
+    ("key", "value", "named"),
+    [
+        ("seed", 4, "seed"),
+        ("task", "b" * 64, "task file"),
+        ("config", {"name": "north", "rounds": 2}, "rounds"),
+    ],
 )
-def test_another_run_is_not_gone_on_with(tmp_path: Path, key: str, value: object) -> None:
+def test_another_run_is_not_gone_on_with(tmp_path: Path, key: str, value: object, named: str) -> None:
     begin(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(
-        ConfigError, match=rf"run.json: the run has another {key} than the one to resume it with; resume it"
+        ConfigError, match=rf"run.json: the run has another {named} than the one to resume it with; resume it"
     ):
         RunFolder(tmp_path, resume=True).start(**START | {key: value})
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -20,7 +20,7 @@ from fedqc.curation.manifest import kept, read_manifest
 from fedqc.errors import DataError, ModelError
 from fedqc.methods.base import RoundPlan, RoundResult
 from fedqc.model import load_segmentation
-from fedqc.protocol import ErrorCode, ErrorReply, Provenance, TrainSegmentationRequest
+from fedqc.protocol import ErrorCode, ErrorReply, Provenance, TrainingTerms, TrainSegmentationRequest
 from fedqc.protocol import EvaluateSegmentationRequest as EvaluateRequest
 from fedqc.segmentation import Segmentation
 from fedqc.statistics.site import SegmentationSummary
@@ -43,9 +43,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         cases: Sequence[Case],
         plan: RoundPlan,
         compute: Compute,
+        **how: Any,
     ) -> RoundResult:
         trained_on[plan.site] = [case.id for case in cases]
-        return real(self, network, cases, plan, compute)
+        return real(self, network, cases, plan, compute, **how)
 
     monkeypatch.setattr(Segmentation, "train_round", spy)
     return trained_on
@@ -84,6 +85,36 @@ def train(site: Path, **changes: Any) -> Trained | ErrorReply:
 
 
 # ---------------------------------------------------------------------------------------- what it learns from
+
+
+def test_a_gpu_that_is_too_small_gets_smaller_batches(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes back is what a round with batches of that size comes to, from the weights that were sent."""
+    real, sizes = Segmentation.train_round, list[int]()
+
+    def full(
+        self: Segmentation,
+        network: torch.nn.Module,
+        cases: Sequence[Case],
+        plan: RoundPlan,
+        *where: Any,
+        **how: Any,
+    ) -> RoundResult:
+        sizes.append(plan.batch_size)
+        done = real(self, network, cases, plan, *where, **how)
+        if plan.batch_size > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")  # behind a step that changed the weights
+        return done
+
+    monkeypatch.setattr(Segmentation, "train_round", full)
+    small, fitted = train(site, batch_size=2), train(site, batch_size=4)
+    assert isinstance(fitted, Trained)
+    assert isinstance(small, Trained)
+    assert sizes == [2, 4, 2]
+    assert fitted.samples == small.samples == 2
+    for name, values in small.weights.items():
+        np.testing.assert_array_equal(fitted.weights[name], values)
+    (note,) = json.loads((load_site(site).results / "activity.json").read_text())["notes"]
+    assert "batches of 2" in note
 
 
 def test_segmentation_is_trained_on_kept_cases_only(site: Path, seen: dict[str, list[str]]) -> None:
@@ -317,7 +348,7 @@ def test_a_site_without_references_keeps_the_model_and_says_so(site: Path) -> No
     (load_site(site).data.path.parent / "reference.csv").write_text("id\n")
     loaded, asked = load_site(site), request(site)
     evaluate = EvaluateRequest(
-        **asked.model_dump(exclude={"round", "rounds"}),
+        **asked.model_dump(exclude={"round", *TrainingTerms.model_fields}),
         weights=asked.weights,
         provenance=Provenance(rounds=1, samples=2, sites=("a",)),
     )
@@ -332,7 +363,7 @@ def test_patients_stand_behind_the_evaluation(site: Path) -> None:
     table.write_text(table.read_text().replace(",P1\n", ",P0\n").replace(",P1\r\n", ",P0\r\n"))
     asked = request(site)
     evaluate = EvaluateRequest(
-        **asked.model_dump(exclude={"round", "rounds"}),
+        **asked.model_dump(exclude={"round", *TrainingTerms.model_fields}),
         weights=asked.weights,
         provenance=Provenance(rounds=1, samples=2, sites=("a",)),
     )

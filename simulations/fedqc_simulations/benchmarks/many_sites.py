@@ -90,7 +90,8 @@ def run(out: Path, n_sites: int, rounds: int) -> None:
         curation=CurationConfig(threshold=0.0),
         segmentation=SegmentationConfig(rounds=rounds, local_steps=1, batch_size=2, channels=(4, 8, 16)),
     )
-    build(out, names, config)
+    write_sites(out, names, n_cases=2)
+    write_federation(out, config, task="phantom")
     watch = Watch()
     before = resident()
     begin = time.perf_counter()
@@ -115,13 +116,14 @@ def run(out: Path, n_sites: int, rounds: int) -> None:
         print(f"{stage + ', round ' + str(number):24}{size:9.0f}{size / watch.memory[0][2]:20.2f}")
 
 
-def build(out: Path, names: tuple[str, ...], config: FederationConfig) -> None:
-    """Write every site's two phantoms, the first of them a reference."""
+def write_sites(out: Path, names: tuple[str, ...], n_cases: int) -> None:
+    """Write every site's phantoms, the first half of them references, and its `site.toml`."""
     with Display(Console()) as display:
         for number, name in enumerate(names, start=1):
             folder = out / "sites" / name
-            write_phantoms(folder / "data", [name], 2, seed=0, progress=lambda *_: None)
-            (folder / "reference.csv").write_text(f"id\n{name}_000\n", encoding="utf-8")
+            write_phantoms(folder / "data", [name], n_cases, seed=0, progress=lambda *_: None)
+            references = "".join(f"{name}_{index:03d}\n" for index in range(n_cases // 2))
+            (folder / "reference.csv").write_text(f"id\n{references}", encoding="utf-8")
             settings = {
                 "name": name,
                 "task": "phantom",
@@ -132,7 +134,6 @@ def build(out: Path, names: tuple[str, ...], config: FederationConfig) -> None:
             }
             (folder / "site.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
             display.progress("building the sites", number, len(names))
-    write_federation(out, config, task="phantom")
 
 
 def resident() -> float:
