@@ -40,7 +40,7 @@ def credential_problems(coordinator: CoordinatorConfig) -> list[Problem]:
                     code="key-exposed",
                     case=None,
                     file=coordinator.key,
-                    found=f"a private key that others on this machine may use ({_mode(coordinator.key):04o})",
+                    found=f"a private key with mode {_mode(coordinator.key):04o}, open to others here",
                     expected="mode 0600: only its owner may read it",
                     fix=f"run: chmod 600 {shlex.quote(str(coordinator.key))}",
                 )

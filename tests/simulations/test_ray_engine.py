@@ -238,7 +238,9 @@ def test_a_runtime_that_breaks_ends_the_run(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["outcome"] == "failed"
 
 
-def test_ctrl_c_waits_until_ray_has_started(tmp_path: Path) -> None:
+def test_ctrl_c_waits_until_ray_has_started(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     started = []
 
     class SlowRay(ModuleType):
