@@ -6,10 +6,11 @@ gets on a safe way; a site is known by an ECDSA P-384 key, the kind that Flower 
 
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -21,6 +22,7 @@ from fedqc.errors import ConfigError
 
 YEARS_OF_AUTHORITY, YEARS_OF_SERVER = 10, 2
 _CURVE = ec.SECP384R1()
+T = TypeVar("T")
 _CLOCKS_DIFFER = timedelta(minutes=10)
 
 
@@ -78,11 +80,11 @@ def renew_server_files(folder: Path, hosts: Sequence[str] = ()) -> ServerFiles:
         ConfigError: the authority's files are missing or no such files, or no host is known.
     """
     files = ServerFiles(folder / "ca.crt", folder / "server.crt", folder / "server.key")
-    authority_key = serialization.load_pem_private_key(_content(folder / "ca.key"), None)
-    authority = x509.load_pem_x509_certificate(_content(files.authority))
+    authority_key = _read(folder / "ca.key", lambda pem: serialization.load_pem_private_key(pem, None))
+    authority = _read(files.authority, x509.load_pem_x509_certificate)
     if not isinstance(authority_key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{folder / 'ca.key'}: is no key that fedqc made; restore the file")
-    hosts = hosts or _hosts_of(x509.load_pem_x509_certificate(_content(files.certificate)))
+    hosts = hosts or _hosts_of(_read(files.certificate, x509.load_pem_x509_certificate))
     key = ec.generate_private_key(_CURVE)
     certificate = _server(key, hosts, authority, authority_key)
     content = {files.key: _pem(key), files.certificate: certificate.public_bytes(serialization.Encoding.PEM)}
@@ -210,19 +212,18 @@ def _hosts_of(certificate: x509.Certificate) -> list[str]:
     return [str(name.value) for name in names]
 
 
-def _content(path: Path) -> bytes:
-    """Of a PEM file.
+def _read(path: Path, load: Callable[[bytes], T]) -> T:
+    """What a PEM file holds.
 
     Raises:
         ConfigError: it is missing, or something else.
     """
     try:
-        content = path.read_bytes()
+        return load(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); restore the file") from None
-    if not content.startswith(b"-----BEGIN "):
-        raise ConfigError(f"{path}: is no PEM file; restore it")
-    return content
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: with a password
+        raise ConfigError(f"{path}: is not what fedqc made there; restore the file") from None
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

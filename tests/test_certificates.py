@@ -20,6 +20,8 @@ from fedqc.certificates import (
 )
 from fedqc.errors import ConfigError
 
+BROKEN = b"-----BEGIN PRIVATE KEY-----\nbroken\n-----END PRIVATE KEY-----\n"
+
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
@@ -70,7 +72,10 @@ def test_a_renewed_certificate_is_trusted_as_the_one_before(files: ServerFiles) 
     assert greet(files, files.authority, "fl.example.org") is None
 
 
-@pytest.mark.parametrize(("name", "content"), [("ca.key", None), ("ca.crt", b"hello"), ("ca.key", b"")])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("ca.key", None), ("ca.crt", b"hello"), ("ca.key", b""), ("ca.key", BROKEN), ("server.crt", BROKEN)],
+)
 def test_without_its_authority_nothing_is_renewed(
     files: ServerFiles, name: str, content: bytes | None
 ) -> None:
