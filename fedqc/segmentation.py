@@ -7,9 +7,6 @@ from itertools import islice
 
 import numpy as np
 import torch
-from monai.inferers.utils import sliding_window_inference
-from monai.losses.dice import DiceLoss
-from monai.networks.nets.unet import UNet
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,9 +24,6 @@ from fedqc.training import Progress, TrainSettings, train
 
 WARMUP_STEPS = 50
 WINDOWS_AT_ONCE = 4
-
-# Over the batch, not case by case: a class that a case does not have has no Dice of its own there.
-_dice_loss = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
 
 @dataclass(frozen=True)
@@ -80,6 +74,9 @@ class Segmentation:
 
     def build(self, seed: int) -> nn.Module:
         """The untrained network, on the CPU, the same for the same seed."""
+        # MONAI takes seconds to load, in every process that Flower starts for a message: only where used.
+        from monai.networks.nets.unet import UNet  # noqa: PLC0415
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "build", "segmentation"))
             network: nn.Module = UNet(
@@ -131,9 +128,13 @@ class Segmentation:
     @staticmethod
     def losses(network: nn.Module, batch: SegmentationBatch) -> dict[str, Tensor]:
         """Dice of the classes, without background, plus cross-entropy."""
+        from monai.losses.dice import DiceLoss  # noqa: PLC0415 - see `build`
+
+        # Over the batch, not case by case: a class that a case does not have has no Dice of its own there.
+        dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
         logits = network(batch.image).float()
         label = batch.label.long()
-        return {"dice": _dice_loss(logits, label[:, None]), "cross_entropy": F.cross_entropy(logits, label)}
+        return {"dice": dice(logits, label[:, None]), "cross_entropy": F.cross_entropy(logits, label)}
 
     def evaluate(
         self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8
@@ -172,6 +173,8 @@ class Segmentation:
         Returns:
             `[X, Y, Z]` class indices.
         """
+        from monai.inferers.utils import sliding_window_inference  # noqa: PLC0415 - see `build`
+
         network = compute.place(network).eval()  # outside of inference mode, or it could not be trained again
 
         def logits(windows: Tensor) -> Tensor:

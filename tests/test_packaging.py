@@ -186,6 +186,13 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert run(sys.executable, "-c", code, cwd=ROOT).splitlines()[-1] == "imported: []"
 
 
+@pytest.mark.parametrize("app", ["fedqc_client.app", "fedqc_server.app"])
+def test_what_flower_starts_for_each_message_imports_nothing_slow_that_few_messages_need(app: str) -> None:
+    slow = ["monai", "sklearn", "scipy.stats", "matplotlib.pyplot"]
+    code = f"import sys, {app}; print('imported:', [name for name in {slow!r} if name in sys.modules])"
+    assert run(sys.executable, "-c", code, cwd=ROOT).splitlines()[-1] == "imported: []"
+
+
 def test_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     script = Path(sysconfig.get_path("scripts")) / "fedqc"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from fedqc.errors import DataError
 
@@ -95,6 +94,8 @@ def spearman(predicted: ArrayLike, true: ArrayLike) -> float | None:
         DataError: the lengths differ or a value is not finite.
     """
     x, y = _pair(predicted, true)
+    from scipy.stats import rankdata  # noqa: PLC0415 - half a second, in processes that need no rank too
+
     return pearson(rankdata(x), rankdata(y))
 
 
