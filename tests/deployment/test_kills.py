@@ -23,7 +23,7 @@ from tests.deployment.consortium import (
 )
 
 ROUNDS = 3
-LONG_ROUNDS = 16
+LONG_ROUNDS = 8
 """So many that a site which is away for a minute is back before they are over."""
 KILLED = "hospital-b"
 

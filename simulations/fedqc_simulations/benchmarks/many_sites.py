@@ -116,7 +116,7 @@ def run(out: Path, n_sites: int, rounds: int) -> None:
         print(f"{stage + ', round ' + str(number):24}{size:9.0f}{size / watch.memory[0][2]:20.2f}")
 
 
-def write_sites(out: Path, names: tuple[str, ...], n_cases: int) -> None:
+def write_sites(out: Path, names: tuple[str, ...], n_cases: int, task: str = "phantom") -> None:
     """Write every site's phantoms, the first half of them references, and its `site.toml`."""
     with Display(Console()) as display:
         for number, name in enumerate(names, start=1):
@@ -126,7 +126,7 @@ def write_sites(out: Path, names: tuple[str, ...], n_cases: int) -> None:
             (folder / "reference.csv").write_text(f"id\n{references}", encoding="utf-8")
             settings = {
                 "name": name,
-                "task": "phantom",
+                "task": task,
                 "results": ".",
                 "data": {"path": "data", "layout": "msd", "reference": "reference.csv"},
                 "compute": {"device": "cpu", "workers": 1},

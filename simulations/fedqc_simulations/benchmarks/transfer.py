@@ -16,11 +16,20 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import tomli_w
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from fedqc.config import AveragingConfig, FederationConfig, NetworkConfig, QCConfig, SitesConfig
+from fedqc.config import (
+    AveragingConfig,
+    FederationConfig,
+    NetworkConfig,
+    PrivacyConfig,
+    QCConfig,
+    SitesConfig,
+)
+from fedqc.task import load_task
 from fedqc_simulations.benchmarks.many_sites import write_sites
 from fedqc_simulations.consortium import site_files, write_federation
 from fedqc_simulations.engine import run_local
@@ -94,9 +103,11 @@ def run(  # noqa: PLR0917 - what there is to be chosen
             network=NetworkConfig(architecture="published", width=width),
         ),
         averaging=AveragingConfig.model_validate({"transfer": transfer}),
+        privacy=PrivacyConfig(min_count=1),  # the losses are compared, of few patients
     )
-    write_sites(out, names, n_cases=4)
-    write_federation(out, config, task="phantom")
+    task = str(write_task(out))
+    write_sites(out, names, n_cases=4, task=task)
+    write_federation(out, config, task=task)
     phases = ("train.qc", "score")
     run_local(out / "federation.toml", site_files(out, names), out, seed=0, phases=phases)
     record = json.loads((out / "run.json").read_text(encoding="utf-8"))["rounds"]["qc"]
@@ -116,6 +127,15 @@ def run(  # noqa: PLR0917 - what there is to be chosen
         weights=np.concatenate([values.ravel().astype(np.float64) for _, values in sorted(arrays.items())]),
         qualities=np.array(qualities),
     )
+
+
+def write_task(out: Path) -> Path:
+    """Phantoms on a grid that the published network's stride of 32 divides."""
+    task = load_task("phantom").model_copy(update={"size": (32, 64, 32)})
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "task.toml"
+    path.write_text(tomli_w.dumps(task.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+    return path.resolve()
 
 
 if __name__ == "__main__":
