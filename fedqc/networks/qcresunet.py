@@ -3,7 +3,8 @@
 A ResNet-34 encoder made 3D (instance norm, spatial dropout in every residual block) sees image and label. Its
 last layer is pooled into the quality head; a shallow decoder, which starts one layer earlier, makes the error
 map. With `width=64` and one label channel for four modalities it has the 66,151,042 parameters of the
-published code. Upsampling is nearest and the decoder uses leaky ReLU, as in the paper.
+published code. Upsampling is nearest and the decoder uses leaky ReLU, as in the paper. With `width=32` and
+`attention` it has the 16,569,842 of the journal version's code, where the decoder sees the label once more.
 
     input ──stem──┬──max pool──┬──layer 1──layer 2──┬──layer 3──┬──layer 4── average pool ── linear ── quality
                   │            │                    │           │
@@ -27,12 +28,16 @@ class QCOutput(NamedTuple):
     """`[N, X, Y, Z]`; the sigmoid is the probability that the label is wrong at a voxel."""
     corrected: Tensor | None = None
     """`[N, 1 + classes, X, Y, Z]` log-probability of each class, where a network corrects the label."""
+    class_error_logits: Tensor | None = None
+    """`[N, K, X, Y, Z]` the same as `error_logits` for each class, where a network tells them apart."""
 
 
 class ResidualBlock(nn.Module):
     """Two 3x3x3 convolutions with instance norm around a shortcut, then spatial dropout."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int, dropout: float) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int | tuple[int, int, int], dropout: float
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.norm1 = nn.InstanceNorm3d(out_channels, affine=True)
@@ -40,7 +45,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = nn.InstanceNorm3d(out_channels, affine=True)
         self.dropout = nn.Dropout3d(dropout)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
+        if stride not in (1, (1, 1, 1)) or in_channels != out_channels:
             self.shortcut = nn.Sequential(
                 nn.Conv3d(in_channels, out_channels, 1, stride=stride, bias=False),
                 nn.InstanceNorm3d(out_channels, affine=True),
@@ -71,16 +76,64 @@ class UpBlock(nn.Module):
         return F.leaky_relu(self.norm(self.conv2(x)), 0.01)
 
 
+class ChannelAttention(nn.Module):
+    """ECA (Wang et al., CVPR 2020): a channel's weight follows from its mean and those of its neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, channels, X, Y, Z]` to the same."""
+        weights: Tensor = self.mix(x.mean(dim=(2, 3, 4))[:, None])[:, 0].sigmoid()
+        return x * weights[:, :, None, None, None]
+
+
+class SideMaps(nn.Module):
+    """The last stage of the journal version: every depth's error maps beside the label, weighed and added.
+
+    Args:
+        channels: Those of each depth of the decoder.
+        n_error_maps: How many error maps there are.
+        label_channels: How many channels the label has.
+        scale: How much finer than its features a depth's maps are: the stem's stride.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], n_error_maps: int, label_channels: int, *, scale: int
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.maps = nn.ModuleList(nn.Conv3d(count, n_error_maps, 1, bias=False) for count in channels)
+        self.attentions = nn.ModuleList(ChannelAttention() for _ in [*channels, n_error_maps])
+        self.join = nn.Conv3d(n_error_maps + label_channels, n_error_maps, 1, bias=False)
+
+    def forward(self, decoded: Sequence[Tensor], error: Tensor, label: Tensor) -> Tensor:
+        """Every depth's features, error maps `[N, n_error_maps, X, Y, Z]` and label to such error maps."""
+        total = self.attentions[-1](torch.cat([error, label], dim=1))
+        for features, to_maps, attention in zip(decoded, self.maps, self.attentions[:-1], strict=True):
+            maps = F.interpolate(to_maps(features), scale_factor=float(self.scale), mode="nearest")
+            beside = F.interpolate(label, size=maps.shape[2:], mode="area")
+            weighed = attention(torch.cat([maps, beside], dim=1))
+            total = total + F.interpolate(weighed, size=label.shape[2:], mode="nearest")
+        joined: Tensor = self.join(total)
+        return joined
+
+
 class QCResUNet(nn.Module):
     """QCResUNet of any width and depth.
 
     Args:
         in_channels: Modalities plus label channels.
         n_outputs: Quality values (regions, and their mean).
+        n_error_maps: 1, or one for each class (journal version).
         width: Channels of stem and first layer; doubled by every further one (paper 64, journal 32).
         blocks: Residual blocks of each layer; (3, 4, 6, 3) is ResNet-34. At least three layers.
         stem_stride: 2 is the published 7x7x7 stem; 1 is a 3x3x3 stem at full resolution for small volumes.
         dropout: Spatial dropout in every residual block.
+        attention: Channel attention as in the journal version: it weighs the input's channels, and, at every
+            depth of the decoder, the error maps of that depth beside the label.
+        label_channels: How many channels at the end of the input are the label; `attention` alone asks.
     """
 
     def __init__(
@@ -88,13 +141,17 @@ class QCResUNet(nn.Module):
         *,
         in_channels: int,
         n_outputs: int,
+        n_error_maps: int = 1,
         width: int = 64,
         blocks: Sequence[int] = (3, 4, 6, 3),
         stem_stride: int = 2,
         dropout: float = 0.3,
+        attention: bool = False,
+        label_channels: int = 1,
     ) -> None:
         super().__init__()
         self.stem_stride = stem_stride
+        self.label_channels = label_channels
         kernel = 7 if stem_stride == 2 else 3
         self.stem = nn.Sequential(
             nn.Conv3d(in_channels, width, kernel, stride=stem_stride, padding=kernel // 2, bias=False),
@@ -123,7 +180,13 @@ class QCResUNet(nn.Module):
         self.ups = nn.ModuleList(
             [*ups, UpBlock(channels, width, 2 * width), UpBlock(2 * width, width, width)]
         )
-        self.error = nn.Conv3d(width, 1, 1)
+        self.error = nn.Conv3d(width, n_error_maps, 1, bias=not attention)
+        self.attention: nn.Module = nn.Identity()
+        self.side_maps: SideMaps | None = None
+        if attention:
+            decoded = [*(width * 2**depth for depth in range(len(blocks) - 3, 0, -1)), 2 * width, width]
+            self.attention = ChannelAttention()
+            self.side_maps = SideMaps(decoded, n_error_maps, label_channels, scale=stem_stride)
 
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
@@ -136,7 +199,7 @@ class QCResUNet(nn.Module):
 
     def forward(self, x: Tensor) -> QCOutput:
         """Image and label channels `[N, in_channels, X, Y, Z]` to quality and error map."""
-        stem = self.stem(x)
+        stem = self.stem(self.attention(x))
         pooled = self.pool(stem)
         features = []
         y = pooled
@@ -148,8 +211,15 @@ class QCResUNet(nn.Module):
             quality = self.quality(features[-1].float().mean(dim=(2, 3, 4)))
 
         y = features[-2]
+        decoded = []
         for up, skip in zip(self.ups, [*features[-3:0:-1], pooled, stem], strict=True):
             y = up(y, skip)
+            decoded.append(y)
         if self.stem_stride > 1:
             y = F.interpolate(y, scale_factor=float(self.stem_stride), mode="nearest")
-        return QCOutput(quality, self.error(y)[:, 0])
+        logits = self.error(y)
+        if self.side_maps is not None:
+            logits = self.side_maps(decoded, logits, x[:, -self.label_channels :])
+        # A label is wrong at a voxel where the mask of some class is.
+        by_class = logits if logits.shape[1] > 1 else None
+        return QCOutput(quality, logits.amax(dim=1), class_error_logits=by_class)

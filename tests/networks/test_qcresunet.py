@@ -1,8 +1,9 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from fedqc.networks.qcresunet import QCOutput, QCResUNet
+from fedqc.networks.qcresunet import ChannelAttention, QCOutput, QCResUNet
 
 
 def count(*modules: nn.Module) -> int:
@@ -130,3 +131,101 @@ def test_the_quality_head_computes_in_fp32_under_mixed_precision(x: Tensor) -> N
 def test_the_seed_decides_the_weights() -> None:
     first, again = small().state_dict(), small().state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def with_attention(stem_stride: int = 2, n_error_maps: int = 1, label_channels: int = 1) -> QCResUNet:
+    torch.manual_seed(0)
+    return QCResUNet(
+        in_channels=3,
+        n_outputs=4,
+        n_error_maps=n_error_maps,
+        width=4,
+        blocks=(1, 1, 1, 1),
+        stem_stride=stem_stride,
+        attention=True,
+        label_channels=label_channels,
+    )
+
+
+def test_the_journal_version_has_the_published_parameters() -> None:
+    with torch.device("meta"):
+        network = QCResUNet(in_channels=5, n_outputs=1, width=32, attention=True)
+    assert count(network) == 16_569_842
+
+
+def test_without_attention_there_is_nothing_of_it() -> None:
+    parts = {name.split(".")[0] for name in small().state_dict()}
+    assert parts == {"stem", "layers", "quality", "ups", "error"}
+    assert "error.bias" in small().state_dict()
+
+
+def test_channel_attention_by_hand() -> None:
+    attention = ChannelAttention()
+    with torch.no_grad():
+        attention.mix.weight.copy_(torch.tensor([[[1.0, 2.0, -1.0]]]))
+    means = [0.5, -1.0, 2.0]
+    x = torch.tensor(means)[None, :, None, None, None].expand(1, 3, 2, 2, 2).clone()
+    x[:, :, 0] += 1
+    x[:, :, 1] -= 1  # the mean is what counts
+    mixed = [2 * 0.5 - -1.0, 0.5 + 2 * -1.0 - 2.0, -1.0 + 2 * 2.0]  # one before, itself twice, less one after
+    weights = 1 / (1 + torch.exp(-torch.tensor(mixed)))
+    torch.testing.assert_close(attention(x), x * weights[None, :, None, None, None])
+
+
+@pytest.mark.parametrize("stem_stride", [2, 1])
+def test_the_label_joins_the_error_maps_at_every_depth(stem_stride: int, x: Tensor) -> None:
+    """With maps of zeros and even weights the label is left, at 1/4, at 1/2 and twice at full resolution."""
+    network = with_attention(stem_stride=stem_stride, label_channels=2).eval()
+    state = network.state_dict()
+    for name in state:
+        if name.endswith("mix.weight") or name.startswith(("side_maps.maps.", "error.")):
+            state[name].zero_()
+    state["side_maps.join.weight"].copy_(torch.tensor([5.0, 1.0, -2.0])[None, :, None, None, None])
+    first, second = x[:, 1:2], x[:, 2:3]
+    expected = torch.zeros_like(first)
+    for scale in (4, 2, 1, 1):
+        coarse = F.avg_pool3d(first - 2 * second, scale)
+        expected += 0.5 * coarse.repeat_interleave(scale, 2).repeat_interleave(scale, 3).repeat_interleave(
+            scale, 4
+        )
+
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x).error_logits, expected[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_attention_weighs_the_channels_of_the_input(x: Tensor) -> None:
+    network = with_attention().eval()
+    seen: list[Tensor] = []
+    network.stem.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        network(x)
+    torch.testing.assert_close(seen[0], network.attention(x))
+    assert not torch.equal(seen[0], x)
+
+
+def test_attention_with_an_error_map_for_each_class(x: Tensor) -> None:
+    output = with_attention(n_error_maps=2, label_channels=2)(x)
+    assert output.quality.shape == (2, 4)
+    assert output.error_logits.shape == (2, 64, 32, 32)
+    assert output.class_error_logits is not None
+    assert output.class_error_logits.shape == (2, 2, 64, 32, 32)
+
+
+def test_with_attention_a_gradient_reaches_every_parameter(x: Tensor) -> None:
+    network = with_attention()
+    output = network(x)
+    (output.quality.sum() + output.error_logits.square().sum()).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_attention_under_mixed_precision(x: Tensor) -> None:
+    network = with_attention().eval()
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    x = x.to(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        exact = network(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output: QCOutput = network(x)
+    assert output.quality.dtype == torch.float32
+    assert output.quality.isfinite().all()
+    assert (output.error_logits - exact.error_logits).abs().mean() < 0.05 * exact.error_logits.std()
