@@ -99,6 +99,7 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
 SiteName = Annotated[str, AfterValidator(_site_name)]
 FederationName = Annotated[str, AfterValidator(_federation_name)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Voxels = Annotated[int, Field(ge=8)]
 
 
 # ---------------------------------------------------------------------------------------------- site.toml
@@ -195,26 +196,58 @@ class SamplesConfig(FrozenModel):
     seggen: float = Field(default=0.3, ge=0)
     annotator: float = Field(default=0.6, ge=0)
     untouched: float = Field(default=0.1, ge=0)
+    snapshots: float = Field(default=0.0, ge=0)
+    """Of labels that a segmenter makes as it learns (Qiu et al. 2023)."""
+    forest: float = Field(default=0.0, ge=0)
+    """Of labels that a random forest makes, read at ten depths (Robinson et al. 2018)."""
+    side_outputs: float = Field(default=0.0, ge=0)
+    """Of labels that the heads of two VoxResNets make (Zhang & Chung 2019)."""
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        if self.seggen + self.annotator + self.untouched <= 0:
+        if sum(self.model_dump().values()) <= 0:
             msg = "all shares are 0; at least one source of samples must have a share above 0"
             raise ValueError(msg)
         return self
 
 
+class SourcesConfig(FrozenModel):
+    """How the segmenters are trained that make labels for QC training, for sources with a share."""
+
+    folds: int = Field(default=2, ge=2, le=10)
+    """Parts of the patients; a case is only segmented by what was trained on the other parts."""
+    rounds: int = Field(default=8, ge=1)
+    """Rounds of training of each network; `snapshots` makes a label after each."""
+    local_steps: int = Field(default=25, ge=1)
+    batch_size: int = Field(default=2, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    width: int = Field(default=64, ge=4, le=1024, multiple_of=2)
+    """Channels of the VoxResNets of `side-outputs`."""
+    trees: int = Field(default=50, ge=1, le=1000)
+    """Trees of `forest`; 350 in the paper."""
+
+
 class NetworkConfig(FrozenModel):
-    """The network of `qcresunet`. Sizes that are left out are the architecture's own."""
+    """The network of the QC method, which refuses keys that it has no use for.
+
+    Sizes that are left out are the architecture's own.
+    """
 
     architecture: Literal["corrective", "published"] = "corrective"
+    """Of `qcresunet`."""
     width: int | None = Field(default=None, ge=4, le=1024, multiple_of=2)
-    """Channels of the first layer: 16 (corrective); 64 (published), 32 in the journal version."""
+    """Channels of the first layer: 16 (corrective); 64 (published and others), 32 in the journal version."""
     blocks: tuple[Annotated[int, Field(ge=1, le=100)], ...] | None = Field(
         default=None, min_length=2, max_length=8
     )
-    """Residual blocks of each layer, (1, 2, 3) (corrective) or (3, 4, 6, 3) (published)."""
+    """Residual blocks of each layer, (1, 2, 3) (corrective) or (3, 4, 6, 3) (published, ResNets)."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
+    attention: bool = False
+    """Channel attention and error maps joined with the label, as in `qcresunet`'s journal version."""
+    error_maps: Literal["binary", "classes"] = "binary"
+    """One error map for the label (`qcresunet`'s default), or one for the mask of each class."""
+    patch: tuple[Voxels, Voxels, Voxels] | None = None
+    """Voxels of the patches on which `voxresnet` is trained; a smaller volume is taken whole."""
 
     @model_validator(mode="after")
     def _deep_enough(self) -> Self:
@@ -231,13 +264,20 @@ class QCConfig(FrozenModel):
     rounds: int = Field(default=20, ge=1)
     local_steps: int = Field(default=50, ge=1)
     batch_size: int = Field(default=4, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    """The highest; this and the next three are the method's own where they are left out."""
+    optimizer: Literal["adam", "adamw"] | None = None
+    schedule: Literal["cosine", "exponential", "constant"] | None = None
+    weight_decay: float | None = Field(default=None, ge=0)
+    error_weight: float = Field(default=1.0, ge=0)
+    """Weight of the error map's losses beside the quality's (lambda in Qiu et al. 2023, eq. 3)."""
     deadline: Seconds = 7200.0
     cross_check_rounds: int = Field(default=6, ge=0)
     """Rounds that each half of the sites trains to check the other half's references; 0: no check."""
     initial: Path | None = None
     network: NetworkConfig = NetworkConfig()
     samples: SamplesConfig = SamplesConfig()
+    sources: SourcesConfig = SourcesConfig()
     leave_out: tuple[str, ...] = ()
     """Kinds of annotator error never used in training (a simulation's unseen kinds)."""
     balance: Literal["quantile", "histogram", "none"] = "quantile"

@@ -7,12 +7,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fedqc.config import FrozenModel, read_toml
+from fedqc.config import FrozenModel, Voxels, read_toml
 from fedqc.errors import ConfigError, did_you_mean
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Millimetres = Annotated[float, Field(gt=0)]
-Voxels = Annotated[int, Field(ge=8)]
 LabelValue = Annotated[int, Field(ge=1, le=65535)]
 
 

@@ -200,7 +200,8 @@ def test_durations_are_positive_and_end(
 def test_unknown_key_names_the_nearest_known_one(federation: Callable[[str], FederationConfig]) -> None:
     message = refusal(federation, FEDERATION + "[qc.samples]\nseggan = 1\n")
     assert message == (
-        "unknown key 'qc.samples.seggan'; did you mean 'seggen'? known here: annotator, seggen, untouched"
+        "unknown key 'qc.samples.seggan'; did you mean 'seggen'? known here: annotator, forest, seggen, "
+        "side_outputs, snapshots, untouched"
     )
 
 

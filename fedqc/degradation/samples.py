@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Literal, overload
+from typing import Literal, Protocol, overload
 
 import numpy as np
 import torch
@@ -21,10 +21,22 @@ from fedqc.metrics.overlap import overlap
 from fedqc.task import Task
 
 ALL_KINDS: tuple[str, ...] = (Untouched.kind, SegGen.kind, *ANNOTATOR_KINDS)
+STORED_KINDS: tuple[str, ...] = ("snapshots", "forest", "side-outputs")
+"""Kinds whose labels lie on disk, made by segmenters (`fedqc.label_sources`)."""
 CHUNK = 32
 """Samples made at a time."""
 VOXELS_AT_ONCE = 2**23
 """Voxels degraded at a time: a deformation needs some 100 bytes for each."""
+
+
+class StoredLabels(Protocol):
+    """Labels of one kind that lie on disk, for each of the cases at hand."""
+
+    def count(self, case: int) -> int:
+        """How many labels there are of the case at an index."""
+
+    def read(self, case: int, index: int) -> NDArray[np.uint8]:
+        """One of them, `[X, Y, Z]` class indices on the case's grid."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,7 @@ class LabelFactory:
         regions: Class indices of each region, see `Task.region_indices`.
         kinds: The kinds of error to make.
         device: Where labels are degraded and end up; the result is the same everywhere.
+        stored: Labels that lie on disk, further kinds by their name.
     """
 
     def __init__(
@@ -105,6 +118,7 @@ class LabelFactory:
         regions: Sequence[Sequence[int]],
         kinds: Sequence[str] = ALL_KINDS,
         device: torch.device | None = None,
+        stored: Mapping[str, StoredLabels] | None = None,
     ) -> None:
         unknown = [kind for kind in kinds if kind not in ALL_KINDS]
         if unknown:
@@ -117,9 +131,14 @@ class LabelFactory:
         known: dict[str, Degradation] = {Untouched.kind: Untouched(), SegGen.kind: SegGen()}
         known |= annotator_errors(self.references)
         self.degradations: Mapping[str, Degradation] = {kind: known[kind] for kind in kinds}
+        self.stored = dict(stored or {})
+        self.kinds = [*kinds, *self.stored]
 
     def draw(self, rng: np.random.Generator, case: int, kind: str) -> Recipe | None:
         """A recipe of one kind for one case; None where that kind of error is not possible."""
+        if kind in self.stored:
+            count = self.stored[kind].count(case)
+            return Recipe(case, kind, {"index": int(rng.integers(count))}) if count else None
         degradation, label = self.degradations[kind], self.references[case]
         if not degradation.applies_to(label):
             return None
@@ -133,6 +152,11 @@ class LabelFactory:
         order = sorted(range(len(recipes)), key=lambda index: recipes[index].kind)
         for kind, members in groupby(order, key=lambda index: recipes[index].kind):
             indices = list(members)
+            if kind in self.stored:
+                for index in indices:
+                    label = self.stored[kind].read(recipes[index].case, recipes[index].params["index"])
+                    result[index] = torch.from_numpy(label)
+                continue
             for start in range(0, len(indices), at_once):
                 part = indices[start : start + at_once]
                 params = [recipes[index].params for index in part]
@@ -148,6 +172,9 @@ class SamplePool:
         factory: Makes the labels.
         samples: Shares of the sources; `annotator` is divided equally among its kinds.
         balance: `quantile` (QCResUNet), `histogram` (Robinson) or `none`.
+
+    Raises:
+        ConfigError: no kind has a share, or one has whose labels were not made.
     """
 
     def __init__(
@@ -158,12 +185,15 @@ class SamplePool:
     ) -> None:
         self.factory = factory
         self.balance = balance
-        annotator = [kind for kind in factory.degradations if kind in ANNOTATOR_KINDS]
+        annotator = [kind for kind in factory.kinds if kind in ANNOTATOR_KINDS]
         shares = dict.fromkeys(annotator, samples.annotator / max(1, len(annotator)))
-        if SegGen.kind in factory.degradations:
+        if SegGen.kind in factory.kinds:
             shares[SegGen.kind] = samples.seggen
+        shares |= stored_shares(samples)
+        if missing := [kind for kind in shares if kind not in factory.kinds]:
+            raise ConfigError(f"qc.samples has a share of {', '.join(missing)}, whose labels were not made")
         self.kinds = list(shares)
-        untouched = samples.untouched if Untouched.kind in factory.degradations else 0.0
+        untouched = samples.untouched if Untouched.kind in factory.kinds else 0.0
         total = sum(shares.values()) + untouched
         if not total:
             raise ConfigError("no kind of label error is left to train on; see qc.samples and qc.leave_out")
@@ -206,6 +236,12 @@ class SamplePool:
         if self.balance == "quantile":
             return made.chosen(quantile_balance(dsc, count, rng))
         return made.chosen(np.resize(histogram_balance(dsc, rng), count))
+
+
+def stored_shares(samples: SamplesConfig) -> dict[str, float]:
+    """The shares of the kinds whose labels lie on disk, where they have one."""
+    shares = {kind: float(getattr(samples, kind.replace("-", "_"))) for kind in STORED_KINDS}
+    return {kind: share for kind, share in shares.items() if share > 0}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What a QC method is, and how one is found by name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import ClassVar, Literal
 
@@ -13,6 +13,7 @@ from torch import nn
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
+from fedqc.degradation.samples import StoredLabels
 from fedqc.errors import ConfigError
 from fedqc.task import Task
 from fedqc.training import Progress
@@ -29,6 +30,16 @@ class Score:
     """Quality of each region, in [0, 1]."""
     error_map: NDArray[np.float32] | None = None
     """`[X, Y, Z]` probability that the label is wrong, on the case's grid."""
+    class_error_maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """By class, `[X, Y, Z]` probability that its mask is wrong, where the method tells classes apart."""
+
+    @property
+    def quality_indicator(self) -> float | None:
+        """Share of voxels that are not marked as wrong (QI, Zhang & Chung 2019, 2.3); None without a map.
+
+        It estimates voxel accuracy, which is near 1 for any small structure: no quality to decide by.
+        """
+        return None if self.error_map is None else float(1 - (self.error_map >= 0.5).mean())
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,19 @@ class Method(ABC):
         plan: RoundPlan,
         compute: Compute,
         progress: Progress | None = None,
+        *,
+        stored: Mapping[str, StoredLabels] | None = None,
     ) -> RoundResult:
-        """Train the network in place on one site's reference cases."""
+        """Train the network in place on one site's reference cases.
+
+        Args:
+            network: as `build` makes it.
+            cases: the reference cases.
+            plan: the round, and what part of it this is.
+            compute: device and precision.
+            progress: told after every step.
+            stored: labels of the cases that lie on disk, by their source (see `SamplesConfig`).
+        """
 
     @abstractmethod
     def score(

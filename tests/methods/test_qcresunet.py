@@ -1,5 +1,6 @@
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from fedqc.compute import Compute
 from fedqc.config import NetworkConfig, QCConfig, SamplesConfig
 from fedqc.errors import ConfigError
 from fedqc.methods.base import RoundPlan
-from fedqc.methods.qcresunet import QCBatch, QCResUNetMethod
+from fedqc.methods.pairs import PairBatch
+from fedqc.methods.qcresunet import QCResUNetMethod
 from fedqc.networks.qcresunet import QCOutput
 from fedqc.task import Task
 
@@ -28,7 +30,8 @@ NETWORKS = (
 
 @pytest.fixture(params=NETWORKS, ids=lambda network: network.architecture)
 def method(request: pytest.FixtureRequest, task: Task) -> QCResUNetMethod:
-    return QCResUNetMethod(task, QCConfig(leave_out=("shift",), network=request.param))
+    config = QCConfig(leave_out=("shift",), network=request.param, learning_rate=3e-3)
+    return QCResUNetMethod(task, config)
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -74,7 +77,7 @@ def test_a_size_that_the_strides_do_not_divide(task: Task) -> None:
 
 
 def test_a_size_of_one_voxel_in_the_last_layer(task: Task) -> None:
-    with pytest.raises(ConfigError, match="8x8x8 is one voxel"):
+    with pytest.raises(ConfigError, match="8x8x8 leaves 1x1x1 voxels"):
         QCResUNetMethod(task.model_copy(update={"size": (8, 8, 8)}), QCConfig())
 
 
@@ -90,7 +93,7 @@ def test_the_label_goes_in_as_one_channel_a_class(method: QCResUNetMethod, cases
 # -------------------------------------------------------------------------------------------------- batches
 
 
-def batches(task: Task, cases: list[Case], samples: SamplesConfig, seed: int = 0) -> Iterator[QCBatch]:
+def batches(task: Task, cases: list[Case], samples: SamplesConfig, seed: int = 0) -> Iterator[PairBatch]:
     method = QCResUNetMethod(task, QCConfig(samples=samples))
     return method.batches(cases, np.random.default_rng(seed), 6, 4, FP32.device)
 
@@ -147,14 +150,15 @@ class Says(nn.Module):
 
 
 @pytest.fixture
-def batch() -> QCBatch:
+def batch() -> PairBatch:
     """Two labels of 4x4x4 voxels: one is wrong in half of them, one is right; a region is absent there."""
     reference = torch.zeros(2, 4, 4, 4, dtype=torch.uint8)
     reference[:, 2:] = 1
     error = torch.zeros(2, 4, 4, 4, dtype=torch.bool)
     error[0, :2] = True
-    return QCBatch(
+    return PairBatch(
         inputs=torch.zeros(2, 4, 4, 4, 4),
+        label=torch.where(error, 1 - reference, reference),
         dsc=torch.tensor([[0.2, 0.4, 0.6], [1.0, 0.0, 1.0]]),
         present=torch.tensor([[True, True, True], [True, False, True]]),
         mean=torch.tensor([0.4, 1.0]),
@@ -164,7 +168,10 @@ def batch() -> QCBatch:
 
 
 @pytest.mark.parametrize("corrects", [False, True])
-def test_the_loss_is_zero_for_a_perfect_answer_and_grows_from_there(batch: QCBatch, corrects: bool) -> None:
+def test_the_loss_is_zero_for_a_perfect_answer_and_grows_from_there(
+    task: Task, batch: PairBatch, corrects: bool
+) -> None:
+    method = QCResUNetMethod(task, QCConfig(error_weight=0.5))
     truth = torch.cat([batch.mean[:, None], batch.dsc], dim=1)
     truth[1, 2] = 0.77  # absent from the second reference: whatever is said of it does not count
     sign = batch.error.float() * 2 - 1
@@ -172,7 +179,7 @@ def test_the_loss_is_zero_for_a_perfect_answer_and_grows_from_there(batch: QCBat
 
     def losses(off: Tensor | float, certainty: float) -> dict[str, Tensor]:
         corrected = (right * certainty).log_softmax(dim=1) if corrects else None
-        return QCResUNetMethod.losses(Says(truth + off, sign * certainty, corrected), batch)
+        return method.losses(Says(truth + off, sign * certainty, corrected), batch)
 
     perfect, blind, worst = (losses(0.0, certainty) for certainty in (30.0, 0.0, -30.0))
     assert all(part.item() == pytest.approx(0, abs=1e-5) for part in perfect.values())
@@ -180,6 +187,64 @@ def test_the_loss_is_zero_for_a_perfect_answer_and_grows_from_there(batch: QCBat
         assert perfect[name] < blind[name] < worst[name]
     off = torch.tensor([[0.1, -0.1, 0.1, -0.1], [-0.1, 0.1, 5.0, 0.1]])
     assert losses(off, 30.0)["quality"].item() == pytest.approx(0.1)
+    if not corrects:  # lambda times the cross-entropy of a coin
+        assert blind["cross_entropy"].item() == pytest.approx(0.5 * math.log(2))
+
+
+@pytest.mark.parametrize("architecture", ["corrective", "published"])
+def test_an_error_map_for_each_class(
+    task: Task, cases: list[Case], architecture: Literal["corrective", "published"]
+) -> None:
+    chosen = NetworkConfig(architecture=architecture, error_maps="classes", width=4, blocks=(1, 1, 1))
+    method = QCResUNetMethod(task, QCConfig(network=chosen, learning_rate=3e-3))
+    network = trained(method, cases)
+    (score,) = method.score(network, cases[:1], FP32)
+    assert list(score.class_error_maps) == ["core", "rim"]
+    core, rim = score.class_error_maps.values()
+    assert core.shape == rim.shape == cases[0].label.shape
+    assert not np.array_equal(core, rim)
+    assert score.error_map is not None
+    if architecture == "published":
+        np.testing.assert_array_equal(score.error_map, np.maximum(core, rim))
+    else:  # wrong anywhere is at least as likely as wrong in one class
+        assert (score.error_map >= np.maximum(core, rim) - 1e-4).all()
+
+
+def test_class_error_maps_of_a_corrected_label() -> None:
+    """The corrected label says 70 % core, 20 % rim: a label of rim is most likely wrong in both."""
+    task = Task(
+        name="two",
+        modalities=("T1",),
+        classes={"core": (1,), "rim": (2,)},
+        regions={"core": ("core",)},
+        spacing=(1.0, 1.0, 1.0),
+        size=(16, 16, 16),
+    )
+    method = QCResUNetMethod(task, QCConfig(network=NetworkConfig(error_maps="classes")))
+    corrected = torch.tensor([0.1, 0.7, 0.2]).log()[None, :, None, None, None].expand(1, 3, 16, 16, 16)
+    label = torch.ones(1, 16, 16, 16, dtype=torch.uint8)
+    label[:, 8:] = 2
+    network = Says(torch.ones(1, 2), torch.zeros(1, 16, 16, 16), corrected)
+    found = method.judge(network, torch.zeros(1, 1, 16, 16, 16), label)
+    assert found.class_errors is not None
+    for start, expected in ((0, (0.3, 0.2)), (8, (0.7, 0.8))):
+        torch.testing.assert_close(found.class_errors[0, :, start, 0, 0], torch.tensor(expected))
+
+
+def test_the_published_recipe_belongs_to_the_published_network(task: Task) -> None:
+    published = QCConfig(network=NetworkConfig(architecture="published", width=4, blocks=(1, 1, 1)))
+    settings = QCResUNetMethod(task, published).settings(PLAN)
+    assert (settings.optimizer, settings.schedule) == ("adam", "exponential")
+    assert (settings.learning_rate, settings.weight_decay) == (1e-4, 5e-4)
+    changed = published.model_copy(update={"learning_rate": 0.01, "schedule": "constant"})
+    settings = QCResUNetMethod(task, changed).settings(PLAN)
+    assert (settings.optimizer, settings.schedule, settings.learning_rate) == ("adam", "constant", 0.01)
+    assert QCResUNetMethod(task, QCConfig()).settings(PLAN).learning_rate == 3e-3
+
+
+def test_attention_is_for_the_published_network(task: Task) -> None:
+    with pytest.raises(ConfigError, match="architecture = 'published'"):
+        QCResUNetMethod(task, QCConfig(network=NetworkConfig(attention=True)))
 
 
 # ---------------------------------------------------------------------------------------------- train_round

@@ -1,0 +1,245 @@
+"""QC methods of one network that sees image and label together: how all of them are trained and applied."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedqc.augmentation import augment
+from fedqc.cases.volumes import Case
+from fedqc.compute import Compute, halved_when_full
+from fedqc.config import NetworkConfig, QCConfig
+from fedqc.degradation.samples import ALL_KINDS, LabelFactory, SamplePool, StoredLabels
+from fedqc.errors import ConfigError
+from fedqc.methods.base import Method, RoundPlan, RoundResult, Score
+from fedqc.metrics.overlap import error_map, one_hot, overlap
+from fedqc.seeding import derive_seed, generator
+from fedqc.task import Task
+from fedqc.training import Progress, TrainSettings, train
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Image-label pairs whose quality is known."""
+
+    inputs: Tensor
+    """`[N, C', X, Y, Z]` image and label as the network sees them."""
+    label: Tensor
+    """`[N, X, Y, Z]` uint8, the class indices to be judged."""
+    reference: Tensor
+    """`[N, X, Y, Z]` uint8, the class indices that are right."""
+    error: Tensor
+    """`[N, X, Y, Z]` bool, where the label is wrong."""
+    dsc: Tensor
+    """`[N, R]` true DSC of each region."""
+    present: Tensor
+    """`[N, R]` whether the region is in the reference."""
+    mean: Tensor
+    """`[N]` true mean DSC."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a network says of N image-label pairs."""
+
+    quality: Tensor
+    """`[N]`, of the whole label."""
+    regions: Tensor
+    """`[N, R]`, of each region."""
+    error: Tensor | None = None
+    """`[N, X, Y, Z]` probability that the label is wrong at a voxel, where the method has an error map."""
+    class_errors: Tensor | None = None
+    """`[N, K, X, Y, Z]` the same for the mask of each class, where the method tells them apart."""
+
+
+class PairMethod(Method):
+    """Trains one network on freshly degraded labels of reference cases, and judges labels with it.
+
+    A method says which network it is (`build`), what is learned (`losses`) and what that means (`judge`).
+    """
+
+    judges = "label"
+    network_options: ClassVar[frozenset[str]] = frozenset()
+    """Keys of `qc.network` that the method has a use for."""
+    own_settings: ClassVar[TrainSettings]
+    """How the method is optimised where the configuration does not say."""
+
+    def __init__(self, task: Task, config: QCConfig) -> None:
+        super().__init__(task, config)
+        self.regions = self.scored_regions()
+        unknown = [kind for kind in config.leave_out if kind not in ALL_KINDS]
+        if unknown:
+            raise ConfigError(
+                f"qc.leave_out names {', '.join(unknown)}; kinds of label error are {', '.join(ALL_KINDS)}"
+            )
+        self.kinds = [kind for kind in ALL_KINDS if kind not in config.leave_out]
+        default = NetworkConfig().model_dump()
+        chosen = {name for name, value in config.network.model_dump().items() if value != default[name]}
+        if useless := sorted(chosen - self.network_options):
+            raise ConfigError(
+                f"qc.network.{useless[0]} is of no use to qc.method {self.name!r}, which takes "
+                f"{', '.join(sorted(self.network_options)) or 'none of these keys'}; leave it out"
+            )
+        deepest = self.deepest()
+        if max(deepest) <= 1 or min(deepest) < 1:  # there is no instance norm of one voxel
+            raise ConfigError(
+                f"task {task.name!r}: size {'x'.join(map(str, task.size))} leaves "
+                f"{'x'.join(map(str, deepest))} voxels in the network's last layer, too few for its norm; "
+                "use a larger size or a shallower network (qc.network)"
+            )
+        self.shortest_axis = min(deepest)
+
+    def scored_regions(self) -> dict[str, tuple[int, ...]]:
+        """What is scored: the class indices of each region by its name; the task's regions."""
+        return dict(zip(self.task.regions, self.task.region_indices(), strict=True))
+
+    @abstractmethod
+    def deepest(self) -> tuple[int, int, int]:
+        """Voxels of the network's last layer.
+
+        Raises:
+            ConfigError: the task's size does not fit the network.
+        """
+
+    @abstractmethod
+    def losses(self, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+        """The parts of the loss by name, each a scalar."""
+
+    @abstractmethod
+    def judge(self, network: nn.Module, image: Tensor, label: Tensor) -> Judgement:
+        """What the network says of images `[N, C, X, Y, Z]` with labels `[N, X, Y, Z]`; under autocast."""
+
+    def inputs(self, image: Tensor, label: Tensor) -> Tensor:
+        """Network input `[N, C + classes, X, Y, Z]` of images `[N, C, X, Y, Z]` and labels `[N, X, Y, Z]`."""
+        return _channels_last(torch.cat([image, one_hot(label, self.task.n_classes)], dim=1))
+
+    def settings(self, plan: RoundPlan) -> TrainSettings:
+        """How a round is optimised: what the configuration says, and else the method's own."""
+        named = ("learning_rate", "optimizer", "schedule", "weight_decay")
+        chosen = {name: value for name in named if (value := getattr(self.config, name)) is not None}
+        return replace(
+            self.own_settings,
+            total_steps=plan.rounds * plan.steps,
+            first_step=(plan.round - 1) * plan.steps,
+            proximal=plan.proximal,
+            **chosen,
+        )
+
+    def train_round(
+        self,
+        network: nn.Module,
+        cases: Sequence[Case],
+        plan: RoundPlan,
+        compute: Compute,
+        progress: Progress | None = None,
+        *,
+        stored: Mapping[str, StoredLabels] | None = None,
+    ) -> RoundResult:
+        """One round of local steps on freshly degraded (or drawn, where they are stored) labels."""
+        compute = compute.for_training(self.shortest_axis)
+        rng = generator(plan.seed, "train", plan.site, plan.round)
+        # Dropout draws from PyTorch's own generator.
+        with torch.random.fork_rng(devices=[compute.device] if compute.device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(plan.seed, "dropout", plan.site, plan.round))
+            batches = self.batches(cases, rng, plan.steps, plan.batch_size, compute.device, stored=stored)
+            placed, settings = compute.place(network), self.settings(plan)
+            losses = train(placed, batches, self.losses, settings, compute, progress)
+        return RoundResult(losses, plan.steps * plan.batch_size)
+
+    def batches(
+        self,
+        cases: Sequence[Case],
+        rng: np.random.Generator,
+        steps: int,
+        batch_size: int,
+        device: torch.device,
+        *,
+        stored: Mapping[str, StoredLabels] | None = None,
+    ) -> Iterator[PairBatch]:
+        """Augmented QC samples, made chunk by chunk; images are read when their batch is made."""
+        labels = [case.label for case in cases]
+        factory = LabelFactory(labels, tuple(self.regions.values()), self.kinds, device, stored)
+        pool = SamplePool(factory, self.config.samples, self.config.balance)
+        samples = (
+            (cases[recipe.case], label)
+            for chunk in pool.chunks(rng, steps * batch_size)
+            for recipe, label in zip(chunk.recipes, chunk.label, strict=True)
+        )
+        for _ in range(steps):
+            batch = list(islice(samples, batch_size))
+            image = torch.from_numpy(np.stack([case.image for case, _ in batch])).to(device)
+            reference = torch.from_numpy(np.stack([case.label for case, _ in batch])).to(device)
+            label = torch.stack([label for _, label in batch]).to(device)
+            image, reference, label = augment(rng, image, reference, label)
+            yield self.batch(rng, image, reference, label)
+
+    def batch(self, rng: np.random.Generator, image: Tensor, reference: Tensor, label: Tensor) -> PairBatch:
+        """Pairs and the truth about them; `rng` is for methods that draw a part of each volume."""
+        truth = overlap(label, reference, tuple(self.regions.values()))
+        return PairBatch(
+            inputs=self.inputs(image, label),
+            label=label,
+            reference=reference,
+            error=error_map(label, reference),
+            dsc=truth.dsc,
+            present=truth.present,
+            mean=truth.mean,
+        )
+
+    @torch.inference_mode()
+    def score(
+        self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8
+    ) -> Iterator[Score]:
+        """Judge the label of each case, in order."""
+        network = compute.place(network).eval()
+        remaining = iter(cases)
+        while batch := list(islice(remaining, batch_size)):
+            yield from halved_when_full(partial(self._score, network, compute), batch)
+
+    def _score(self, network: nn.Module, compute: Compute, batch: Sequence[Case]) -> list[Score]:
+        """The scores of cases that fit into memory together."""
+        image = torch.from_numpy(np.stack([case.image for case in batch])).to(compute.device)
+        label = torch.from_numpy(np.stack([case.label for case in batch])).to(compute.device)
+        with compute.autocast():
+            found = self.judge(network, image, label)
+        quality, regions = (values.float().clamp(0, 1).tolist() for values in (found.quality, found.regions))
+        return [
+            Score(
+                case.id,
+                quality[index],
+                dict(zip(self.regions, regions[index], strict=True)),
+                None if found.error is None else found.error[index].float().cpu().numpy(),
+                {}
+                if found.class_errors is None
+                else dict(
+                    zip(self.task.classes, found.class_errors[index].float().cpu().numpy(), strict=True)
+                ),
+            )
+            for index, case in enumerate(batch)
+        ]
+
+
+def scaled(image: Tensor, low: float, high: float) -> Tensor:
+    """Images `[N, C, X, Y, Z]` with each channel's values brought linearly onto [low, high]."""
+    least, most = (end(image, dim=(2, 3, 4), keepdim=True) for end in (torch.amin, torch.amax))
+    return low + (high - low) * (image - least) / (most - least).clamp(min=1e-6)
+
+
+def quality_loss(predicted: Tensor, batch: PairBatch) -> Tensor:
+    """Mean absolute error of predicted `[N, 1 + R]` mean and regions' DSC (Qiu et al. 2023, eq. 1).
+
+    Regions that the reference does not hold are left out.
+    """
+    target = torch.cat([batch.mean[:, None], batch.dsc], dim=1)
+    weight = torch.cat([torch.ones_like(batch.mean[:, None]), batch.present.float()], dim=1)
+    return ((predicted - target).abs() * weight).sum() / weight.sum()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last_3d)

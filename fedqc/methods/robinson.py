@@ -1,0 +1,81 @@
+"""Real-time prediction of segmentation quality (Robinson et al., MICCAI 2018): one DSC for each class."""
+
+import torch
+from torch import Tensor, nn
+
+from fedqc.errors import ConfigError
+from fedqc.methods.pairs import Judgement, PairBatch, PairMethod, scaled
+from fedqc.metrics.overlap import region_masks
+from fedqc.networks.resnet import ResNet
+from fedqc.seeding import derive_seed
+from fedqc.task import Task
+from fedqc.training import TrainSettings
+
+BACKGROUND, WHOLE = "background", "all-classes"
+"""What is scored beside the classes; a class of that name is refused."""
+
+
+class RobinsonMethod(PairMethod):
+    """A 3D ResNet-50 on image and one-hot label with background, learned with the squared error.
+
+    It predicts the DSC of background, of each class and of all classes together; the last is the quality.
+    Stacks of few thick slices are never halved along their short axis.
+    """
+
+    name = "robinson"
+    network_options = frozenset({"width", "blocks", "dropout"})
+    own_settings = TrainSettings(
+        learning_rate=1e-5, total_steps=1, optimizer="adam", schedule="constant", weight_decay=5e-3
+    )
+    """Adam at 1e-5 (section 2); the decay of 0.005 is taken as an L2 penalty, which the paper leaves open."""
+
+    def scored_regions(self) -> dict[str, tuple[int, ...]]:
+        """Background, the classes, and all of them together, as class indices."""
+        if taken := {BACKGROUND, WHOLE} & set(self.task.classes):
+            raise ConfigError(
+                f"task {self.task.name!r} has a class {taken.pop()!r}, which method {self.name!r} uses as a "
+                "name of its own; rename the class"
+            )
+        classes = {name: (index,) for index, name in enumerate(self.task.classes, start=1)}
+        return {BACKGROUND: (0,), **classes, WHOLE: tuple(range(1, self.task.n_classes + 1))}
+
+    def build(self, seed: int) -> ResNet:
+        """The network, 64 channels wide where `qc.network.width` is left out."""
+        chosen = self.config.network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "build", self.name))
+            return ResNet(
+                in_channels=len(self.task.modalities) + self.task.n_classes + 1,
+                n_outputs=len(self.regions),
+                width=chosen.width or 64,
+                blocks=chosen.blocks or (3, 4, 6, 3),
+                dropout=0.0 if chosen.dropout is None else chosen.dropout,
+                bottleneck=True,
+                short_axes=short_axes(self.task),
+            )
+
+    def deepest(self) -> tuple[int, int, int]:
+        """The feature map that is pooled."""
+        with torch.device("meta"):
+            return self.build(0).deepest(self.task.size)
+
+    def inputs(self, image: Tensor, label: Tensor) -> Tensor:
+        """`[N, C + 1 + classes, X, Y, Z]`: intensities in [0, 1], and one mask a class, background too."""
+        masks = region_masks(label, [(index,) for index in range(self.task.n_classes + 1)])
+        joined = torch.cat([scaled(image, 0, 1), masks.float()], dim=1)
+        return joined.to(memory_format=torch.channels_last_3d)
+
+    def losses(self, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
+        """Mean squared error of all DSC; of a class that neither holds it is 1, as anywhere here."""
+        return {"quality": (network(batch.inputs) - batch.dsc).square().mean()}
+
+    def judge(self, network: nn.Module, image: Tensor, label: Tensor) -> Judgement:
+        """Predicted DSC of all classes together, and each one's."""
+        dsc: Tensor = network(self.inputs(image, label))
+        return Judgement(dsc[:, -1], dsc)
+
+
+def short_axes(task: Task) -> tuple[bool, bool, bool]:
+    """Axes with less than a third of the voxels of the longest, as in 224x224x8."""
+    x, y, z = (3 * voxels < max(task.size) for voxels in task.size)
+    return x, y, z

@@ -1,0 +1,112 @@
+"""The quality that a label and an error map imply, and what the network is trained on, by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fedqc.cases.volumes import Case
+from fedqc.compute import Compute
+from fedqc.config import NetworkConfig, QCConfig
+from fedqc.methods.voxresnet import VoxResNetMethod
+from fedqc.metrics.overlap import overlap
+from fedqc.networks.voxresnet import VoxResNetOutput
+from fedqc.task import Task
+
+FP32 = Compute(torch.device("cpu"), torch.float32)
+
+
+class Marks(nn.Module):
+    """A network that marks where a label differs from a reference, for each class."""
+
+    def __init__(self, reference: Tensor, certainty: float = 20.0) -> None:
+        super().__init__()
+        self.reference, self.certainty = reference, certainty
+
+    def forward(self, x: Tensor) -> VoxResNetOutput:
+        right = torch.stack([self.reference == index for index in (1, 2)], dim=1)
+        logits = torch.where(x[:, 2:].bool() != right, self.certainty, -self.certainty)
+        return VoxResNetOutput(logits, (logits, logits, logits, logits))
+
+
+def make(task: Task, patch: tuple[int, int, int] = (96, 96, 80)) -> VoxResNetMethod:
+    return VoxResNetMethod(task, QCConfig(network=NetworkConfig(width=4, patch=patch, error_maps="classes")))
+
+
+def pair(cases: list[Case]) -> tuple[Tensor, Tensor, Tensor]:
+    """Image, reference, and a label that is moved and has the classes swapped in places."""
+    image = torch.from_numpy(cases[0].image)[None]
+    reference = torch.from_numpy(cases[0].label)[None]
+    label = reference.roll(3, dims=1)
+    label[:, :, 8:] = torch.where(label[:, :, 8:] == 1, 2, label[:, :, 8:])
+    return image, reference, label
+
+
+def test_a_perfect_error_map_gives_the_true_dsc(task: Task, cases: list[Case]) -> None:
+    image, reference, label = pair(cases)
+    method = make(task)
+    found = method.judge(Marks(reference), image, label)
+    truth = overlap(label, reference, task.region_indices())
+    torch.testing.assert_close(found.regions, truth.dsc)
+    torch.testing.assert_close(found.quality, truth.mean)
+    assert found.error is not None
+    assert torch.equal(found.error[0] >= 0.5, label[0] != reference[0])
+    assert found.class_errors is not None
+    for index in (1, 2):
+        is_wrong = (label == index)[0] != (reference == index)[0]
+        assert torch.equal(found.class_errors[0, index - 1] >= 0.5, is_wrong)
+
+
+def test_the_quality_indicator_is_the_share_of_unmarked_voxels(task: Task, cases: list[Case]) -> None:
+    _, reference, label = pair(cases)
+    case = Case(**(vars(cases[0]) | {"label": label[0].numpy()}))
+    (score,) = make(task).score(Marks(reference), [case], FP32)
+    assert score.quality_indicator == pytest.approx((label == reference).float().mean().item())
+
+
+def test_an_empty_label_that_should_be_empty_is_right(task: Task, cases: list[Case]) -> None:
+    nothing = torch.zeros(1, 32, 16, 16, dtype=torch.uint8)
+    image = torch.from_numpy(cases[0].image)[None]
+    method = make(task)
+    assert method.judge(Marks(nothing), image, nothing).quality.item() == 1
+    something = nothing.clone()
+    something[:, :4] = 1
+    assert method.judge(Marks(nothing), image, something).quality.item() == 0
+    assert method.judge(Marks(something), image, nothing).quality.item() == 0
+
+
+def test_losses_of_a_perfect_a_blind_and_a_wrong_answer(task: Task, cases: list[Case]) -> None:
+    image, reference, label = pair(cases)
+    method = make(task)
+    batch = method.batch(np.random.default_rng(0), image, reference, label)
+    perfect, blind, wrong = (method.losses(Marks(reference, c), batch) for c in (30.0, 0.0, -30.0))
+    assert all(part.item() == pytest.approx(0, abs=1e-4) for part in perfect.values())
+    assert blind["cross_entropy"].item() == pytest.approx(math.log(2), abs=1e-5)
+    for name in perfect:
+        assert perfect[name] < blind[name] < wrong[name]
+
+
+def test_patches_cut_image_reference_and_label_at_one_place(task: Task, cases: list[Case]) -> None:
+    method = make(task, patch=(16, 8, 16))
+    label = torch.from_numpy(cases[0].label)[None]
+    image = torch.stack([label.float(), label.float()], dim=1)
+    rng = np.random.default_rng(0)
+    places = set()
+    for _ in range(20):
+        batch = method.batch(rng, image, label, label)
+        assert batch.label.shape == (1, 16, 8, 16)
+        assert torch.equal(batch.label, batch.reference)
+        scale = batch.inputs[:, 0] - batch.inputs[:, 0].min()
+        assert torch.equal(scale == 0, batch.label == batch.label.min())
+        places.add(batch.label.sum().item())
+    assert len(places) > 3
+
+
+def test_windows_cover_a_volume_that_is_larger_than_a_patch(task: Task, cases: list[Case]) -> None:
+    method = make(task, patch=(16, 8, 16))
+    (score,) = method.score(method.build(0), cases[:1], FP32)
+    assert score.error_map is not None
+    assert score.error_map.shape == (32, 16, 16)
+    assert np.isfinite(score.error_map).all()
