@@ -1,0 +1,38 @@
+"""Folds of patients, so that a segmenter only segments cases that it has not learned from."""
+
+from collections.abc import Iterable, Sequence
+
+from fedqc.cases.volumes import Case
+from fedqc.errors import TrainingError
+from fedqc.seeding import derive_seed
+
+
+def folds_of(patients: Iterable[str], seed: int, folds: int) -> dict[str, int]:
+    """The fold of each patient, from 0.
+
+    Patients are dealt in turn in the order of their hashes: the folds' sizes differ by one at most, however
+    few patients there are, and the order in which they are named does not matter. A patient who comes or goes
+    may move others to another fold.
+    """
+    order = sorted(set(patients), key=lambda patient: (derive_seed(seed, "fold", patient), patient))
+    return {patient: position % folds for position, patient in enumerate(order)}
+
+
+def out_of_fold(cases: Sequence[Case], fold: int, seed: int, folds: int) -> tuple[list[Case], list[Case]]:
+    """The cases to train on and the cases to segment, both in the order given; no patient has cases in both.
+
+    Over all folds, each case is segmented once. With more folds than patients, some have none to segment.
+
+    Raises:
+        TrainingError: there are cases to segment, but none is left to train on.
+    """
+    fold_of = folds_of((case.patient for case in cases), seed, folds)
+    train_on = [case for case in cases if fold_of[case.patient] != fold]
+    to_segment = [case for case in cases if fold_of[case.patient] == fold]
+    if to_segment and not train_on:
+        raise TrainingError(
+            f"no case is left to train a segmenter on: all {len(cases)} in {folds} fold(s) are of "
+            f"{len(fold_of)} patient(s), and none may be segmented by what learned from the same patient; "
+            "it takes two patients and two folds at least"
+        )
+    return train_on, to_segment
