@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -24,6 +24,8 @@ from fedqc.task import Task
 
 WEIGHTS = "weights.safetensors"
 CARD = "card.json"
+_PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
+"""Endings of files whose opening can run any program."""
 
 
 class ModelCard(FrozenModel):
@@ -38,12 +40,21 @@ class ModelCard(FrozenModel):
     segmentation: SegmentationConfig | None = None
     """How it was trained, where it is a segmentation model."""
     federation: str
+    """Empty where it was trained on one machine alone; it has no sites then."""
     seed: int
     rounds: int
     """Rounds of training that went into the weights."""
     samples: int
     """Training samples drawn in all, over all sites."""
     sites: tuple[str, ...]
+    cases: int | None = None
+    """Cases that it was trained on, where whoever stored it may know."""
+    patients: int | None = None
+    """Whose they are."""
+    figures: dict[str, float | int | None] = Field(default_factory=dict)
+    """How well it did on held-back cases, by name; None where a figure is not defined."""
+    licence: str | None = None
+    """Under which the weights may be used."""
 
     @model_validator(mode="after")
     def _one_configuration(self) -> Self:
@@ -143,6 +154,11 @@ def load_segmentation(folder: Path, task: Task | None = None) -> StoredSegmentat
     return StoredSegmentation(card, segmentation, network, sha256)
 
 
+def has_model(folder: Path) -> bool:
+    """Whether `save_model` has written a model to `folder`, even if it was killed as it replaced one."""
+    return folder.exists() or _put_aside(folder).exists()
+
+
 def _put_aside(folder: Path) -> Path:
     """Where an older model lies while a new one takes its place."""
     return folder.with_name(f".{folder.name}.old")
@@ -157,9 +173,7 @@ def _read(folder: Path, task: Task | None) -> tuple[ModelCard, dict[str, Tensor]
         data = (folder / WEIGHTS).read_bytes()
         state = load_tensors(data)
     except OSError as error:
-        raise ModelError(
-            f"{folder}: not a model: {error.strerror}; a model holds {WEIGHTS} and {CARD}"
-        ) from None
+        raise ModelError(f"{folder}: not a model: {_why_no_model(folder, error)}") from None
     except ConfigError as error:
         raise ModelError(f"{error}; it is no model card of this version of fedqc") from None
     except (ValueError, RecursionError) as error:
@@ -172,6 +186,20 @@ def _read(folder: Path, task: Task | None) -> tuple[ModelCard, dict[str, Tensor]
             f"{folder}: model of task {card.task.name!r} (or another definition of it), not {task.name!r}"
         )
     return card, state, hashlib.sha256(data).hexdigest()
+
+
+def _why_no_model(folder: Path, error: OSError) -> str:
+    """What is there instead of a model, and what to do."""
+    if folder.name in {WEIGHTS, CARD} and folder.is_file():
+        return f"it is a file of one; name its folder, {folder.parent}"
+    held = [folder] if folder.is_file() else sorted(folder.glob("*"))
+    pickled = next((path.name for path in held if path.suffix.lower() in _PICKLES), None)
+    if pickled is not None:
+        return (
+            f"{pickled} looks like a pickle, which can run any program when it is opened, so fedqc opens "
+            f"none; name a model that fedqc wrote, a folder with {WEIGHTS} and {CARD}"
+        )
+    return f"{error.strerror}; a model is a folder that holds {WEIGHTS} and {CARD}"
 
 
 def load_weights(network: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedqc.config import QCConfig, SegmentationConfig
 from fedqc.errors import ConfigError, ModelError
 from fedqc.methods.base import get_method
-from fedqc.model import CARD, WEIGHTS, ModelCard, load_model, load_segmentation, save_model
+from fedqc.model import CARD, WEIGHTS, ModelCard, has_model, load_model, load_segmentation, save_model
 from fedqc.segmentation import Segmentation
 from fedqc.task import Task
 
@@ -213,6 +213,28 @@ def test_a_card_is_json_that_people_can_read(folder: Path) -> None:
     assert card["task"]["classes"] == {"core": [1], "rim": [2]}
 
 
+def test_a_card_of_before_what_was_added_is_read(folder: Path) -> None:
+    card = json.loads((folder / CARD).read_text())
+    for name in ("cases", "patients", "figures", "licence"):
+        del card[name]
+    (folder / CARD).write_text(json.dumps(card))
+    read = load_model(folder).card
+    assert (read.cases, read.patients, read.figures, read.licence) == (None, None, {}, None)
+
+
+def test_what_a_model_learned_from_and_how_well_it_does(
+    tmp_path: Path, state: dict[str, Tensor], card: ModelCard
+) -> None:
+    figures: dict[str, float | int | None] = {"n": 36, "r": 0.25, "r_low": None}
+    fuller = ModelCard(**(vars(card) | {"cases": 7, "patients": 5, "figures": figures, "licence": "CC0-1.0"}))
+    save_model(tmp_path / "qc", state, fuller)
+    read = load_model(tmp_path / "qc").card
+    assert read == fuller
+    assert isinstance(read.figures["n"], int)
+    with pytest.raises(ValueError, match="finite number"):
+        ModelCard(**(vars(card) | {"figures": {"r": float("nan")}}))
+
+
 # ------------------------------------------------------------------------------------------ what is refused
 
 
@@ -238,6 +260,31 @@ def test_a_folder_without_a_model(tmp_path: Path, folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     with pytest.raises(ModelError, match="not a model: No such file"):
         load_model(folder)
+
+
+def test_whether_there_is_a_model(folder: Path) -> None:
+    assert has_model(folder)
+    assert not has_model(folder.with_name("other"))
+    folder.rename(folder.with_name(".qc.old"))  # as a kill leaves it
+    assert has_model(folder)
+    load_model(folder)
+
+
+def test_files_that_are_no_model(tmp_path: Path, folder: Path) -> None:
+    for name in (WEIGHTS, CARD):
+        with pytest.raises(ModelError, match=rf"not a model: it is a file of one; name its folder, {folder}"):
+            load_model(folder / name)
+    (folder / CARD).unlink()
+    with pytest.raises(ModelError, match=r"not a model: No such file or directory; a model is a folder that"):
+        load_model(folder)
+    for name in ("last.ckpt", "best.PTH"):
+        (folder / name).touch()
+        with pytest.raises(ModelError, match=rf"not a model: {name} looks like a pickle, .* opens none"):
+            load_model(folder)
+        (folder / name).unlink()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ModelError, match=r"notes\.txt: not a model: Not a directory; a model is a folder"):
+        load_model(tmp_path / "notes.txt")
 
 
 def header(dtype: str, shape: list[int], size: int) -> bytes:

@@ -1,0 +1,280 @@
+"""A QC model trained on one machine, without a federation, from cases whose labels are right.
+
+OUT/              the model, once it is trained and tried
+OUT.training/     until then, so that it can go on where it was cut off:
+    plan.json     what is trained
+    model/        the network after the last finished round
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fedqc.cases.cache import CaseCache
+from fedqc.cases.cached import CachedCases
+from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.splits import split_references
+from fedqc.compute import Compute, with_smaller_batches
+from fedqc.config import FrozenModel, QCConfig, parse
+from fedqc.degradation.samples import StoredLabels
+from fedqc.display import Display
+from fedqc.errors import ConfigError, ModelError
+from fedqc.files import write_json
+from fedqc.label_sources.making import CaseLabels, make_stored_labels, stored_labels
+from fedqc.methods.base import Method, RoundPlan, RoundResult, get_method
+from fedqc.model import ModelCard, has_model, load_model, load_weights, save_model
+from fedqc.seeding import generator
+from fedqc.task import Task
+from fedqc.trial import Tried, trial_figures, try_model
+
+NAME = "alone"
+"""Stands in what is drawn where a federation has the name of a site."""
+_PREPARED_AT_ONCE = 16
+"""Cases that are opened together while they are prepared: a process may hold only so many files open."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained."""
+
+    task: Task
+    qc: QCConfig
+    seed: int
+    """Decides everything that is drawn."""
+    licence: str | None = None
+    """Of the weights, for the model's card."""
+
+
+@dataclass(frozen=True)
+class TrainedAlone:
+    """A model, and how well it does."""
+
+    card: ModelCard
+    tried: Sequence[Tried]
+    """Labels of the held-back cases; none where no patient could be spared."""
+
+
+class _Plan(FrozenModel):
+    """What decides the weights: a training goes on only with the same."""
+
+    task: Task
+    qc: QCConfig
+    seed: int
+    cases: str
+    """SHA-256 of the ids, the patients and the files' contents of all cases."""
+
+
+def train_alone(
+    job: Job,
+    references: Sequence[CaseFiles],
+    out: Path,
+    *,
+    cache: Path,
+    compute: Compute,
+    workers: int,
+    display: Display,
+) -> TrainedAlone:
+    """Train a QC model on three quarters of the patients, try it on the others, and store it.
+
+    A training that was cut off goes on after its last finished round.
+
+    Args:
+        job: What to train.
+        references: Usable cases, one or more, whose labels are right.
+        out: Absolute path of the model's folder, which is not there or empty.
+        cache: Folder for prepared cases, and for labels that are made of them.
+        compute: Device and precision.
+        workers: Threads that prepare cases.
+        display: Told how it goes.
+
+    Raises:
+        ConfigError: task and configuration do not fit the method, or beside `out` lies another training.
+        DataError: a case cannot be read any more, or the cache cannot be written.
+        ModelError: the model that training starts from or goes on from cannot be used.
+        TrainingError: training cannot go on.
+        DeviceError: the GPU's memory is too small for one sample.
+    """
+    method = get_method(job.qc.method)(job.task, job.qc)
+    cases = CaseCache(cache, job.task)
+    for start in range(0, len(references), _PREPARED_AT_ONCE):
+        some = references[start : start + _PREPARED_AT_ONCE]
+        cases.prepare(some, workers=workers)
+        display.progress("preparing the cases", start + len(some), len(references))
+    training, held_back = (CachedCases(cases, part) for part in split_references(references, job.seed))
+    display.say(f"learns from {len(training)} cases; {len(held_back)} of other patients are held back")
+    folder = out.with_name(f"{out.name}.training")
+    _begin(folder, job, _digest(references, cases))
+    labels = _stored_labels(job, training, cache / "labels", compute, display)
+    network, card = train_rounds(
+        job, method, training, labels, folder / "model", compute=compute, display=display
+    )
+
+    def progress(done: int, total: int) -> None:
+        display.progress("trying the model on held-back cases", done, total)
+
+    rng = generator(job.seed, NAME, "trial")
+    tried = try_model(method, network, held_back, rng, compute, progress=progress)
+    figures = trial_figures(tried, generator(job.seed, NAME, "bootstrap")) if tried else {}
+    card = card.model_copy(update={"figures": figures})
+    save_model(out, network.state_dict(), card)
+    shutil.rmtree(folder, ignore_errors=True)
+    return TrainedAlone(card, tried)
+
+
+def _digest(cases: Sequence[CaseFiles], cache: CaseCache) -> str:
+    named = [(files.id, files.patient, cache.hashes(files)) for files in cases]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def _begin(folder: Path, job: Job, cases: str) -> None:
+    """Write down what is trained, or look whether it is what was begun in `folder`.
+
+    Raises:
+        ConfigError: something else was begun, or what it was cannot be read.
+    """
+    plan = _Plan(task=job.task, qc=job.qc, seed=job.seed, cases=cases)
+    path = folder / "plan.json"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, plan.model_dump(mode="json"))
+        return
+    anew = f"or remove {folder} to begin anew"
+    try:
+        before = parse(json.loads(path.read_bytes()), _Plan, source=str(path))
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); restore it, {anew}") from None
+    then, now = (_flat(one.model_dump(mode="json")) for one in (before, plan))
+    changed = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    if changed:
+        raise ConfigError(
+            f"{folder}: holds an unfinished training with other {', '.join(changed)}; give what was given "
+            f"then, {anew}"
+        )
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `qc`, dotted, beside the others; a task is one value."""
+    rest = {key: value for key, value in values.items() if key != "qc"}
+    return rest | {f"qc.{key}": value for key, value in values["qc"].items()}
+
+
+def _stored_labels(
+    job: Job, cases: CachedCases, folder: Path, compute: Compute, display: Display
+) -> dict[str, CaseLabels]:
+    """The labels that segmenters make of the cases, of the sources that have a share in training."""
+
+    def progress(source: str, done: int, total: int) -> None:
+        display.progress(f"making labels ({source})", done, total)
+
+    make_stored_labels(folder, cases, job.task, job.qc, seed=job.seed, compute=compute, progress=progress)
+    return stored_labels(folder, cases, job.task, job.qc, job.seed)
+
+
+def train_rounds(
+    job: Job,
+    method: Method,
+    cases: CachedCases,
+    labels: Mapping[str, StoredLabels],
+    folder: Path,
+    *,
+    compute: Compute,
+    display: Display,
+) -> tuple[nn.Module, ModelCard]:
+    """Train all rounds that a folder does not hold yet.
+
+    Args:
+        job: What to train.
+        method: The method of the job.
+        cases: To train on.
+        labels: Those of the cases that lie on disk, by their source.
+        folder: Where the network is stored after each round, and was where the training was cut off.
+        compute: Device and precision.
+        display: Told how it goes.
+
+    Returns:
+        The trained network, and its card.
+
+    Raises:
+        ModelError: the model that training starts from or goes on from cannot be used.
+        TrainingError: training cannot go on.
+        DeviceError: the GPU's memory is too small for one sample.
+    """
+    if has_model(folder):
+        stored = load_model(folder, job.task)
+        network, card = stored.network, stored.card.model_copy(update={"licence": job.licence})
+        display.say(f"goes on after round {card.rounds} of {job.qc.rounds}")
+    else:
+        network, card = _untrained(job, method), _card(job, cases)
+    note = ""
+    for number in range(card.rounds + 1, job.qc.rounds + 1):
+        plan = RoundPlan(
+            seed=job.seed,
+            site=NAME,
+            round=number,
+            rounds=job.qc.rounds,
+            steps=job.qc.local_steps,
+            batch_size=job.qc.batch_size,
+        )
+        progress = partial(display.progress, "training, steps", note=note)
+        result = _train_round(
+            partial(method.train_round, network, cases, compute=compute, progress=progress, stored=labels),
+            network,
+            plan,
+            display.say,
+        )
+        loss = result.losses.get("loss")
+        note = "" if loss is None else f"loss {loss:.3f}"
+        card = card.model_copy(update={"rounds": number, "samples": card.samples + result.samples})
+        save_model(folder, network.state_dict(), card)
+    return network, card
+
+
+def _untrained(job: Job, method: Method) -> nn.Module:
+    """The network that training starts from: a fresh one, or that of `qc.initial`."""
+    network = method.build(job.seed)
+    path = job.qc.initial
+    if path is not None:
+        stored = load_model(path, job.task)
+        if stored.method.name != method.name:
+            raise ModelError(
+                f"{path}: a model of method {stored.method.name!r}, not of {method.name!r}; start from a "
+                "model of the same method, or without qc.initial"
+            )
+        load_weights(network, stored.network.state_dict(), source=str(path))
+    return network
+
+
+def _card(job: Job, cases: CachedCases) -> ModelCard:
+    return ModelCard(
+        task=job.task,
+        qc=job.qc,
+        federation="",
+        seed=job.seed,
+        rounds=0,
+        samples=0,
+        sites=(),
+        cases=len(cases),
+        patients=len(cases.patients),
+        licence=job.licence,
+    )
+
+
+def _train_round(
+    train_round: Callable[..., RoundResult], network: nn.Module, plan: RoundPlan, say: Callable[[str], None]
+) -> RoundResult:
+    """One round, in place; with smaller batches where the GPU's memory is too small."""
+    before = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+    def attempt(batch_size: int) -> RoundResult:
+        if batch_size < plan.batch_size:  # the attempt before may have taken some steps
+            load_weights(network, before, source="the network before this round")
+        return train_round(plan=replace(plan, batch_size=batch_size))
+
+    return with_smaller_batches(attempt, plan.batch_size, say)

@@ -1,0 +1,36 @@
+"""Preprocessed cases as a sequence that never holds them all."""
+
+from collections.abc import Sequence
+from typing import overload
+
+from fedqc.cases.cache import CaseCache
+from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.volumes import Case
+
+
+class CachedCases(Sequence[Case]):
+    """Preprocessed cases, each opened when it is asked for.
+
+    There may be more than fit into memory at once, and more than a process may hold open.
+    """
+
+    def __init__(self, cache: CaseCache, files: Sequence[CaseFiles]) -> None:
+        self._cache = cache
+        self._files = tuple(files)
+
+    @property
+    def patients(self) -> frozenset[str]:
+        """Whose cases they are."""
+        return frozenset(files.patient for files in self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+    @overload
+    def __getitem__(self, index: slice) -> "CachedCases": ...
+    def __getitem__(self, index: int | slice) -> "Case | CachedCases":
+        if isinstance(index, slice):
+            return CachedCases(self._cache, self._files[index])
+        return self._cache.get(self._files[index])
