@@ -103,5 +103,8 @@ def _training(event: dict[str, Any]) -> str:
     """What is trained in an event's round."""
     names = {"qc": "training the QC model", "segmentation": "training the segmentation model"}
     stage = event["stage"]
-    what = names.get(stage, f"cross-checking the references, half {stage.removeprefix('check-')} of 2")
+    if stage.startswith("check-"):
+        what = f"cross-checking the references, half {stage.removeprefix('check-')} of 2"
+    else:
+        what = names.get(stage, f"training a segmenter that makes labels ({stage})")
     return f"{what} ({event['arm']}), rounds" if "arm" in event else f"{what}, rounds"

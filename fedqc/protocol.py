@@ -7,6 +7,7 @@ and, where the site needs the model, a record `weights`. A site answers with exa
     message type             request                       reply
     query.handshake          HandshakeRequest              handshake: site, protocol, fedqc, task
     query.summarise          SummariseRequest              statistics: numbers
+    train.segmenter          TrainSegmenterRequest         weights, training: numbers
     train.qc                 TrainRequest                  weights, training: numbers
     query.cross_check        CrossCheckRequest             statistics: numbers
     query.calibrate          CalibrateRequest              statistics: numbers
@@ -31,7 +32,7 @@ from pydantic import ConfigDict, Field, SkipValidation, ValidationError
 from fedqc.config import CurationConfig, FederationName, FrozenModel, QCConfig, SegmentationConfig, SiteName
 from fedqc.errors import ProtocolError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 REQUEST, WEIGHTS, HANDSHAKE, STATISTICS, TRAINING, ERROR = (
     "request",
@@ -45,6 +46,7 @@ REQUEST, WEIGHTS, HANDSHAKE, STATISTICS, TRAINING, ERROR = (
 REPLIES: dict[str, dict[str, type[ArrayRecord] | type[MetricRecord] | type[ConfigRecord]]] = {
     "query.handshake": {HANDSHAKE: ConfigRecord},
     "query.summarise": {STATISTICS: MetricRecord},
+    "train.segmenter": {WEIGHTS: ArrayRecord, TRAINING: MetricRecord},
     "train.qc": {WEIGHTS: ArrayRecord, TRAINING: MetricRecord},
     "query.cross_check": {STATISTICS: MetricRecord},
     "query.calibrate": {STATISTICS: MetricRecord},
@@ -177,6 +179,18 @@ class TrainingTerms(FrozenModel):
     """Largest L2 norm of the change that may come back; None: any."""
     update_noise: float = Field(default=0.0, ge=0)
     """Standard deviation of the noise on it, as a multiple of `update_clip`."""
+
+
+class TrainSegmenterRequest(TrainingTerms, QCModelRequest):
+    """Train a segmenter for one round on references outside a fold; it makes labels of those in the fold."""
+
+    kind: ClassVar[str] = "train.segmenter"
+
+    source: str = Field(pattern=r"^[a-z][a-z-]{0,31}$")
+    """Whose labels they are, such as `snapshots`."""
+    variant: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    """Which of the source's networks."""
+    fold: int = Field(ge=0, lt=10)
 
 
 class TrainRequest(TrainingTerms, QCModelRequest):

@@ -12,6 +12,7 @@ from fedqc.protocol import (
     SummariseRequest,
     TrainRequest,
     TrainSegmentationRequest,
+    TrainSegmenterRequest,
 )
 from fedqc_client import tasks
 from fedqc_client.guard import answer
@@ -29,6 +30,12 @@ def handshake(message: Message, context: Context) -> Message:
 def summarise(message: Message, context: Context) -> Message:
     """Check the site's cases and describe them."""
     return answer(message, context, SummariseRequest, tasks.summarise)
+
+
+@app.train("segmenter")
+def train_segmenter(message: Message, context: Context) -> Message:
+    """Train a segmenter for one round, and keep the labels that it makes of references it never saw."""
+    return answer(message, context, TrainSegmenterRequest, tasks.train_segmenter)
 
 
 @app.train("qc")

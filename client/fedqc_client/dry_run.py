@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from torch import nn
 
 from fedqc.config import FederationConfig, load_site
+from fedqc.degradation.samples import stored_shares
+from fedqc.label_sources.making import SEGMENTER_SOURCES, segmenter_source
 from fedqc.methods.base import get_method
 from fedqc.protocol import (
     ERROR,
@@ -22,7 +25,7 @@ from fedqc.protocol import (
     content_digest,
 )
 from fedqc.segmentation import Segmentation
-from fedqc.task import load_task
+from fedqc.task import Task, load_task
 from fedqc_client import tasks
 from fedqc_client.guard import outgoing, statistic_keys
 from fedqc_client.policy import takes_no_part
@@ -63,8 +66,9 @@ def what_would_leave(site_file: Path, federation: FederationConfig | None = None
     if not takes_no_part(site, summarise.kind):
         yield from _records(summarise, outgoing(tasks.summarise(site, summarise), site, summarise))
     networks = {
-        "train.qc": get_method(config.qc.method)(task, config.qc).build(0),
-        "train.segmentation": Segmentation(task, config.segmentation).build(0),
+        "train.segmenter": _segmenters(config, task),
+        "train.qc": [get_method(config.qc.method)(task, config.qc).build(0)],
+        "train.segmentation": [Segmentation(task, config.segmentation).build(0)],
     }
     for kind, records in REPLIES.items():
         if takes_no_part(site, kind):
@@ -73,16 +77,31 @@ def what_would_leave(site_file: Path, federation: FederationConfig | None = None
         if kind in (handshake.kind, summarise.kind):
             continue
         if kind in networks:
-            state = networks[kind].state_dict()
-            size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in state.items())
-            form = f"{len(state)} arrays of {size} bytes, the network after training here: {shapes}"
-            yield Leaving(kind, "weights", form)
-            yield Leaving(kind, "training", "samples (steps times batch size), means of the parts of a loss")
+            for network in networks[kind]:
+                yield Leaving(kind, "weights", _form(network))
+                losses = "samples (steps times batch size), means of the parts of a loss"
+                yield Leaving(kind, "training", losses)
         else:
             keys = ", ".join(sorted(statistic_keys(kind, task)))
             yield Leaving(kind, next(iter(records)), f"at most the numbers {keys}")
     yield Leaving("any", "error", "one word of a fixed list, where a phase cannot be done")
+
+
+def _segmenters(config: FederationConfig, task: Task) -> list[nn.Module]:
+    """The networks that make labels for QC training, each of which is trained once for every fold."""
+    sources = [
+        segmenter_source(name, task, config.qc.sources)
+        for name in stored_shares(config.qc.samples)
+        if name in SEGMENTER_SOURCES
+    ]
+    return [source.build(variant, 0) for source in sources for variant in source.variants]
+
+
+def _form(network: nn.Module) -> str:
+    state = network.state_dict()
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in state.items())
+    return f"{len(state)} arrays of {size} bytes, the network after training here: {shapes}"
 
 
 def _records(request: Request, records: RecordDict) -> Iterator[Leaving]:

@@ -42,6 +42,7 @@ from fedqc.protocol import (
     TrainReply,
     TrainRequest,
     TrainSegmentationRequest,
+    TrainSegmenterRequest,
     Weights,
     content_digest,
     reply_from_records,
@@ -68,7 +69,7 @@ LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
 MAX_LOSSES = 16
 
 
-_TRAINING = (TrainRequest, TrainSegmentationRequest)
+_TRAINING = (TrainSegmenterRequest, TrainRequest, TrainSegmentationRequest)
 
 
 @dataclass(frozen=True)

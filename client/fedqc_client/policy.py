@@ -6,8 +6,16 @@ import torch
 
 from fedqc.config import SiteConfig
 from fedqc.errors import ProtocolError
+from fedqc.label_sources.making import segmenter_source
 from fedqc.methods.base import get_method
-from fedqc.protocol import ErrorCode, ModelRequest, QCModelRequest, Request, SegmentationRequest
+from fedqc.protocol import (
+    ErrorCode,
+    ModelRequest,
+    QCModelRequest,
+    Request,
+    SegmentationRequest,
+    TrainSegmenterRequest,
+)
 from fedqc.segmentation import Segmentation
 from fedqc.task import load_task
 
@@ -49,7 +57,10 @@ def planned_size(site: SiteConfig, request: ModelRequest) -> int:
     """
     task = load_task(site.task)
     with torch.device("meta"):
-        if isinstance(request, QCModelRequest):
+        if isinstance(request, TrainSegmenterRequest):
+            source = segmenter_source(request.source, task, request.qc.sources)
+            network = source.build(source.checked(request.variant), 0)
+        elif isinstance(request, QCModelRequest):
             network = get_method(request.qc.method)(task, request.qc).build(0)
         elif isinstance(request, SegmentationRequest):
             network = Segmentation(task, request.segmentation).build(0)

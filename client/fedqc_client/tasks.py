@@ -1,22 +1,22 @@
 """What a site does in each phase. Nothing here sends anything: the guard decides about the outcome."""
 
 import shutil
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 import fedqc
 from fedqc.cases.cache import CaseCache
+from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import CaseFiles
-from fedqc.cases.preprocessing import to_native
-from fedqc.cases.volumes import Case, write_volume
+from fedqc.cases.splits import split_references
+from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, choose_compute, with_smaller_batches
-from fedqc.config import SiteConfig
+from fedqc.config import QCConfig, SamplesConfig, SegmentationConfig, SiteConfig, SourcesConfig
 from fedqc.curation.manifest import (
     Entry,
     InputFile,
@@ -32,6 +32,14 @@ from fedqc.curation.manifest import (
 from fedqc.curation.rules import ThresholdRule
 from fedqc.degradation.samples import ALL_KINDS, degrade_cases
 from fedqc.errors import DataError, ModelError, ProtocolError
+from fedqc.label_sources.making import (
+    FOREST,
+    CaseLabels,
+    label_store,
+    make_stored_labels,
+    segmenter_source,
+    stored_labels,
+)
 from fedqc.methods.base import Method, RoundPlan, RoundResult, get_method
 from fedqc.model import ModelCard, load_weights, save_model
 from fedqc.protocol import (
@@ -51,7 +59,9 @@ from fedqc.protocol import (
     SummariseRequest,
     TrainRequest,
     TrainSegmentationRequest,
+    TrainSegmenterRequest,
 )
+from fedqc.scoring import judge, write_error_map
 from fedqc.seeding import generator
 from fedqc.segmentation import Segmentation
 from fedqc.statistics.site import (
@@ -67,9 +77,10 @@ from fedqc.statistics.site import (
     summarise_segmentation,
 )
 from fedqc.task import Task, load_task
+from fedqc.training import Progress
 from fedqc_client.activity import Activity
 from fedqc_client.guard import Trained
-from fedqc_client.site_data import CachedCases, SiteData, load_site_data, split_references
+from fedqc_client.site_data import SiteData, load_site_data
 
 MICROLITRES_PER_MILLILITRE = 1000
 
@@ -101,6 +112,35 @@ def summarise(site: SiteConfig, request: SummariseRequest) -> DataSummary:
     return data.check.summary
 
 
+def train_segmenter(site: SiteConfig, request: TrainSegmenterRequest) -> Trained | ErrorReply:
+    """Train a segmenter on the references outside of a fold, and keep the labels that it makes inside."""
+    task = _task(site, request)
+    data = load_site_data(site, task)
+    training, _ = split_references(data.references, request.seed)
+    cases = CachedCases(data.cache, training)
+    config = request.qc.sources
+    if len(cases.patients) < config.folds:  # whoever is segmented would have been learned from
+        return ErrorReply(ErrorCode.NO_REFERENCE)
+    source = segmenter_source(request.source, task, config)
+    network = source.build(source.checked(request.variant), 0)
+    _load(request, network)
+    store = label_store(_labels_folder(site), source.name, task, config, request.seed)
+
+    def train_round(plan: RoundPlan, compute: Compute, progress: Progress) -> RoundResult:
+        return source.round(
+            request.variant,
+            network,
+            cases,
+            fold=request.fold,
+            plan=plan,
+            compute=compute,
+            store=store,
+            progress=progress,
+        )
+
+    return _trained(site, request, config, network, cases.patients, train_round)
+
+
 def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     """Train the QC model for one round on the site's reference cases for training."""
     task = _task(site, request)
@@ -108,8 +148,22 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     training, _ = split_references(data.references, request.seed)
     if not training:
         return ErrorReply(ErrorCode.NO_REFERENCE)
-    method, network = _qc_model(request, task)
-    return _trained(site, request, method, network, CachedCases(data.cache, training))
+    cases = CachedCases(data.cache, training)
+    stored = _stored_labels(site, request, task, cases)
+    # A source without labels at this site has no share in its training.
+    gone = {kind.replace("-", "_"): 0.0 for kind, labels in stored.items() if not labels.total}
+    shares = request.qc.samples.model_dump() | gone
+    if not any(shares.values()):
+        return ErrorReply(ErrorCode.NO_REFERENCE)
+    if gone:
+        Activity.at(site, request).note(f"no labels of {', '.join(sorted(gone))} here; trains without them")
+    qc = request.qc.model_copy(update={"samples": SamplesConfig.model_validate(shares)})
+    method, network = _qc_model(request.model_copy(update={"qc": qc}), task)
+
+    def train_round(plan: RoundPlan, compute: Compute, progress: Progress) -> RoundResult:
+        return method.train_round(network, cases, plan, compute, progress, stored=stored)
+
+    return _trained(site, request, qc, network, cases.patients, train_round)
 
 
 def cross_check(site: SiteConfig, request: CrossCheckRequest) -> CrossCheckSummary | ErrorReply:
@@ -163,23 +217,13 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     rule = ThresholdRule(request.curation.threshold, request.curation.review)
     model_sha256 = _store_model(site, request, network, task)
 
-    opened: deque[Case] = deque()
-
-    def candidates() -> Iterator[Case]:
-        for files in data.candidates:
-            opened.append(data.cache.get(files))
-            yield opened[-1]
-
     maps = site.results / ".error_maps.new"
     shutil.rmtree(maps, ignore_errors=True)
     maps.mkdir(parents=True)
     entries: list[Entry] = []
-    scores = method.score(network, candidates(), compute)
+    scores = judge(method, network, CachedCases(data.cache, data.candidates), compute)
     watch = Activity.at(site, request)
-    for files, result in zip(data.candidates, scores, strict=True):
-        case = opened.popleft()
-        if result.case_id != case.id:
-            raise ModelError(f"method {method.name!r} scored {result.case_id!r} where {case.id!r} was due")
+    for files, (case, result) in zip(data.candidates, scores, strict=True):
         decision = rule.decide(result.quality, case.id)
         entries.append(
             Entry(
@@ -193,8 +237,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
             )
         )
         if result.error_map is not None:
-            per_cent = to_native(_per_cent(result.error_map), case, order=1)
-            write_volume(maps / f"{case.id}.nii.gz", per_cent, case.native_affine)
+            write_error_map(maps / f"{case.id}.nii.gz", result.error_map, case)
         watch.progress(len(entries), len(data.candidates))
     shutil.rmtree(site.results / "error_maps", ignore_errors=True)
     maps.replace(site.results / "error_maps")
@@ -238,7 +281,12 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
     if not cases:
         return ErrorReply(ErrorCode.NOTHING_KEPT)
     segmentation, network = _segmentation_model(request, task)
-    return _trained(site, request, segmentation, network, CachedCases(data.cache, cases))
+    kept = CachedCases(data.cache, cases)
+
+    def train_round(plan: RoundPlan, compute: Compute, progress: Progress) -> RoundResult:
+        return segmentation.train_round(network, kept, plan, compute, progress)
+
+    return _trained(site, request, request.segmentation, network, kept.patients, train_round)
 
 
 def evaluate_segmentation(
@@ -306,12 +354,36 @@ def _load(request: ModelRequest, network: nn.Module) -> None:
     load_weights(network, state, source="the coordinator's request")
 
 
-def _trained(
+def _stored_labels(
+    site: SiteConfig, request: TrainRequest, task: Task, cases: CachedCases
+) -> dict[str, CaseLabels]:
+    """The labels on disk that have a share in training; forests are grown here, where they are missing."""
+    if request.qc.samples.forest and len(cases.patients) >= request.qc.sources.folds:
+        watch = Activity.at(site, request)
+        make_stored_labels(
+            _labels_folder(site),
+            cases,
+            task,
+            request.qc,
+            seed=request.seed,
+            compute=_compute(site),
+            kinds=[FOREST],
+            progress=lambda _, done, total: watch.progress(done, total),
+        )
+    return stored_labels(_labels_folder(site), cases, task, request.qc, request.seed)
+
+
+def _labels_folder(site: SiteConfig) -> Path:
+    return site.compute.cache / "labels"
+
+
+def _trained(  # noqa: PLR0917 - a request, and what it means here
     site: SiteConfig,
-    request: TrainRequest | TrainSegmentationRequest,
-    trainer: Method | Segmentation,
+    request: TrainRequest | TrainSegmentationRequest | TrainSegmenterRequest,
+    config: QCConfig | SegmentationConfig | SourcesConfig,
     network: nn.Module,
-    cases: CachedCases,
+    patients: Collection[str],
+    train_round: Callable[[RoundPlan, Compute, Progress], RoundResult],
 ) -> Trained:
     """This site's share of a round of training.
 
@@ -320,34 +392,34 @@ def _trained(
     Args:
         site: this one.
         request: what is asked for.
-        trainer: trains the network.
+        config: steps of a round, and samples in a step.
         network: with the weights of the request.
-        cases: to train on, one or more.
+        patients: whose cases are trained on, one or more.
+        train_round: trains the network in place.
     """
-    training = request.qc if isinstance(request, TrainRequest) else request.segmentation
     compute, watch = _compute(site), Activity.at(site, request)
-    before = (request.round - 1) * training.local_steps
+    before = (request.round - 1) * config.local_steps
 
     def attempt(batch_size: int) -> RoundResult:
-        if batch_size < training.batch_size:  # the attempt before may have taken some steps
+        if batch_size < config.batch_size:  # the attempt before may have taken some steps
             _load(request, network)
         plan = RoundPlan(
             seed=request.seed,
             site=site.name,
             round=request.round,
             rounds=request.rounds,
-            steps=training.local_steps,
+            steps=config.local_steps,
             batch_size=batch_size,
             proximal=request.proximal,
         )
 
         def progress(step: int, _: int) -> None:
-            watch.progress(step - before, training.local_steps)
+            watch.progress(step - before, config.local_steps)
 
-        return trainer.train_round(network, cases, plan, compute, progress=progress)
+        return train_round(plan, compute, progress)
 
-    result = with_smaller_batches(attempt, training.batch_size, watch.note)
-    n_patients = min(len(cases.patients), result.samples)  # the losses tell something about those drawn
+    result = with_smaller_batches(attempt, config.batch_size, watch.note)
+    n_patients = min(len(patients), result.samples)  # the losses tell something about those drawn
     return Trained(
         weights={
             name: tensor.detach().cpu().numpy().astype(request.weights[name].dtype, copy=False)
@@ -389,10 +461,6 @@ def _kept_cases(site: SiteConfig, task: Task, data: SiteData) -> tuple[CaseFiles
             "score the site's cases again"
         )
     return cases
-
-
-def _per_cent(probability: NDArray[np.float32]) -> NDArray[np.uint8]:
-    return np.rint(probability * 100).clip(0, 100).astype(np.uint8)
 
 
 def _input_files(site: SiteConfig, task: Task, cache: CaseCache, files: CaseFiles) -> dict[str, InputFile]:

@@ -713,7 +713,7 @@ def training_section(record: RunRecord) -> Section:
         names = _first(dict.fromkeys(site for one in rounds for site in one.get("sites", {})))
         curves.append(
             figures.Curve(
-                title=_STAGES.get(stage, stage),
+                title=_STAGES.get(stage, f"segmenter that makes labels, {stage}"),
                 rounds=[one["round"] for one in rounds],
                 loss=[one.get("loss") for one in rounds],
                 sites={

@@ -8,6 +8,7 @@ starts, and a run that was cut off goes on with the first phase that was not fin
 import dataclasses
 import platform
 from collections.abc import Callable, Collection
+from itertools import product
 from typing import Any, Literal
 
 import flwr
@@ -18,7 +19,10 @@ from torch import nn
 
 import fedqc
 from fedqc.config import FederationConfig, QCConfig
+from fedqc.degradation.samples import stored_shares
 from fedqc.errors import ConfigError, FedQCError, ModelError, QuorumError
+from fedqc.label_sources.making import SEGMENTER_SOURCES, segmenter_source
+from fedqc.label_sources.segmenters import SegmenterSource
 from fedqc.methods.base import Method, get_method
 from fedqc.model import ModelCard, load_model, save_model
 from fedqc.protocol import (
@@ -35,6 +39,7 @@ from fedqc.protocol import (
     SummariseRequest,
     TrainRequest,
     TrainSegmentationRequest,
+    TrainSegmenterRequest,
     Weights,
 )
 from fedqc.reports.build import build_coordinator_report
@@ -92,11 +97,11 @@ def run_federation(
         seed=seed,
     )
     if config.privacy.update_noise:
-        folder.note(update_privacy=_privacy_of_updates(config))
+        folder.note(update_privacy=_privacy_of_updates(run))
     try:
         with folder.phase("handshake"):
             handshake(run)
-        for name, work in PHASES.items():
+        for name, work in _phases(run).items():
             if name not in folder.done and (only is None or name in only):
                 with folder.phase(name):
                     work(run)
@@ -151,6 +156,16 @@ def handshake(run: Run) -> None:
 def summarise(run: Run) -> None:
     """Ask the sites what their data look like."""
     _ask_statistics(run, SummariseRequest(**run.common()), "summarise", run.roster.joined)
+
+
+def train_segmenters(run: Run) -> None:
+    """Train the segmenters across the sites whose labels QC models learn from; the labels stay there."""
+    for stage in _segmenter_stages(run):
+        try:
+            train(run, stage, set(run.roster.joined))
+        except NothingToTrainError as error:  # QC training can do without
+            run.folder.event("phase-skipped", reason=str(error))
+            return
 
 
 def cross_check(run: Run) -> None:
@@ -287,6 +302,7 @@ def report(run: Run) -> None:
 
 PHASES: dict[str, Callable[[Run], None]] = {
     "summarise": summarise,
+    "train.segmenters": train_segmenters,
     "cross-check": cross_check,
     "train.qc": train_qc,
     "calibrate": calibrate,
@@ -296,6 +312,12 @@ PHASES: dict[str, Callable[[Run], None]] = {
     "report": report,
 }
 """The phases behind the handshake, in their order."""
+
+
+def _phases(run: Run) -> dict[str, Callable[[Run], None]]:
+    """Those that this run has a use for."""
+    useless = set() if _segmenter_stages(run) else {"train.segmenters"}
+    return {name: work for name, work in PHASES.items() if name not in useless}
 
 
 # -------------------------------------------------------------------------------------------- exchanges
@@ -381,6 +403,47 @@ def _qc_stage(run: Run, name: str, rounds: int, *, minimum: int) -> Stage:
     )
 
 
+def _segmenter_stages(run: Run) -> list[Stage]:
+    """Training of every network of every source that has a share, fold by fold."""
+    sources = [
+        segmenter_source(name, run.task, run.config.qc.sources)
+        for name in stored_shares(run.config.qc.samples)
+        if name in SEGMENTER_SOURCES
+    ]
+    return [
+        _segmenter_stage(run, source, variant, fold)
+        for source in sources
+        for fold, variant in product(range(source.config.folds), source.variants)
+    ]
+
+
+def _segmenter_stage(run: Run, source: SegmenterSource, variant: str, fold: int) -> Stage:
+    """Training of one of a source's networks, on what is not in a fold."""
+    qc = run.config.qc
+
+    def request(weights: Weights, number: int) -> Request:
+        return TrainSegmenterRequest(
+            **run.common(),
+            qc=_qc_for_sites(run),
+            weights=weights,
+            round=number,
+            source=source.name,
+            variant=variant,
+            fold=fold,
+            **_terms(run, qc.sources.rounds),
+        )
+
+    return Stage(
+        name=f"{source.name}-{variant}-{fold + 1}",
+        rounds=qc.sources.rounds,
+        samples=qc.sources.local_steps * qc.sources.batch_size,
+        deadline=qc.deadline,
+        minimum=run.config.sites.minimum,
+        request=request,
+        initial=lambda: _weights(source.build(variant, derive_seed(run.seed, "initial"))),
+    )
+
+
 def _terms(run: Run, rounds: int) -> dict[str, Any]:
     """What every request for training says."""
     averaging, privacy = run.config.averaging, run.config.privacy
@@ -392,12 +455,15 @@ def _terms(run: Run, rounds: int) -> dict[str, Any]:
     }
 
 
-def _privacy_of_updates(config: FederationConfig) -> dict[str, Any]:
+def _privacy_of_updates(run: Run) -> dict[str, Any]:
     """What all updates of a site in a training tell of its data at most; see `fedqc.statistics`."""
+    config = run.config
     rounds = {
         "qc": config.qc.rounds + config.qc.cross_check_rounds,
         "segmentation": config.segmentation.rounds,
     }
+    if segmenters := sum(stage.rounds for stage in _segmenter_stages(run)):
+        rounds["segmenters"] = segmenters
     spent = {name: round(epsilon(config.privacy.update_noise, count), 3) for name, count in rounds.items()}
     return {"delta": DELTA, "epsilon": spent}
 

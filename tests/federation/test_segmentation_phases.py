@@ -10,9 +10,10 @@ import pytest
 import torch
 from fedqc_client import tasks
 from fedqc_client.guard import Trained
-from fedqc_client.site_data import load_site_data, split_references
+from fedqc_client.site_data import load_site_data
 from fedqc_simulations.engine import LocalGrid
 
+from fedqc.cases.splits import split_references
 from fedqc.cases.volumes import Case, write_volume
 from fedqc.compute import Compute
 from fedqc.config import SegmentationConfig, load_site

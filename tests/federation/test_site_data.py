@@ -3,9 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedqc_client.site_data import CachedCases, load_site_data, split_references
+from fedqc_client.site_data import load_site_data
 
 from fedqc.cases import check
+from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.validation import Inspection, inspect_case
 from fedqc.cases.volumes import Case
@@ -13,30 +14,6 @@ from fedqc.config import load_site
 from fedqc.errors import DataError
 from fedqc.statistics.site import Figure
 from fedqc.task import Task, load_task
-
-
-def cases(*patients: str) -> list[CaseFiles]:
-    return [CaseFiles(f"case-{i}", patient, (Path("x"),), None) for i, patient in enumerate(patients)]
-
-
-@pytest.mark.parametrize(
-    ("n", "n_held_back"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (5, 1), (6, 2), (8, 2), (20, 5)]
-)
-def test_a_quarter_of_the_patients_is_held_back(n: int, n_held_back: int) -> None:
-    references = cases(*(f"P{i}" for i in range(n)))
-    training, held_back = split_references(references, seed=5)
-    assert len(held_back) == n_held_back
-    assert sorted([*training, *held_back], key=lambda case: case.id) == sorted(references, key=lambda c: c.id)
-
-
-def test_a_patient_is_on_one_side_whatever_the_order() -> None:
-    references = cases(*(f"P{i % 7}" for i in range(30)))
-    training, held_back = split_references(references, seed=5)
-    assert {c.patient for c in training}.isdisjoint({c.patient for c in held_back})
-    again = split_references(references[::-1], seed=5)
-    assert {c.id for c in again[1]} == {c.id for c in held_back}
-    splits = {frozenset(c.patient for c in split_references(references, seed)[1]) for seed in range(20)}
-    assert len(splits) > 5
 
 
 def test_cases_by_what_they_are_for(make_site: Callable[..., Path], task_file: Path) -> None:

@@ -1,0 +1,165 @@
+"""Segmenters trained across the sites make labels there, and QC training draws from them."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from fedqc_client.policy import refusal
+from fedqc_client.site_data import load_site_data
+
+from fedqc.cases.cache import CaseCache
+from fedqc.cases.cached import CachedCases
+from fedqc.cases.splits import split_references
+from fedqc.config import QCConfig, load_federation, load_site
+from fedqc.errors import ConfigError
+from fedqc.label_sources.folds import folds_of
+from fedqc.label_sources.making import label_store, segmenter_source
+from fedqc.protocol import ErrorCode, TrainSegmenterRequest
+from fedqc.task import load_task
+from tests.federation.runs import (
+    RecordingGrid,
+    events,
+    record,
+    run,
+    statistics,
+    weights,
+    write_site,
+    write_task,
+)
+
+PHASES = ("summarise", "train.segmenters", "train.qc")
+
+
+def write(folder: Path, samples: str, names: Sequence[str] = ("a", "b"), references: int = 6) -> Path:
+    """A federation of two sites with a small network, and these shares of samples."""
+    task = write_task(folder)
+    for name in names:
+        write_site(folder, name, task, references=references, good=1, spoiled=0)
+    path = folder / "federation.toml"
+    path.write_text(
+        f'name = "test"\ntask = "{task}"\n[sites]\nexpected = {list(names)}\nminimum = 1\nwait = "1s"\n'
+        "[qc]\nrounds = 1\nlocal_steps = 2\nbatch_size = 2\ncross_check_rounds = 0\n"
+        "[qc.network]\nwidth = 4\nblocks = [1, 1]\n"
+        f"[qc.samples]\nseggen = 0\nannotator = 0\nuntouched = 0\n{samples}\n"
+        "[qc.sources]\nrounds = 2\nlocal_steps = 1\nwidth = 4\ntrees = 2\n"
+        "[segmentation]\nchannels = [4, 8]\n[privacy]\nmin_count = 1\n"
+    )
+    return path
+
+
+def lead(folder: Path, federation: Path, names: Sequence[str] = ("a", "b")) -> RecordingGrid:
+    grid = RecordingGrid({name: folder / "sites" / name / "site.toml" for name in names})
+    run(grid, federation, folder / "run", only=PHASES)
+    return grid
+
+
+def recipes(folder: Path, site: str, qc: QCConfig, source: str) -> dict[str, list[dict[str, object]]]:
+    """The recipes of the labels that a site has of each reference it trains on, by patient."""
+    config = load_site(folder / "sites" / site / "site.toml")
+    task = load_task(config.task)
+    training, held_back = split_references(load_site_data(config, task).references, 0)
+    cache = CaseCache(config.compute.cache, task)
+    store = label_store(config.compute.cache / "labels", source, task, qc.sources, 0)
+    assert not any(store.of(case) for case in CachedCases(cache, held_back))
+    return {
+        case.patient: [dict(label.recipe) for label in store.of(case)]
+        for case in CachedCases(cache, training)
+    }
+
+
+def test_snapshots_of_every_round_are_made_by_networks_that_never_saw_the_patient(tmp_path: Path) -> None:
+    federation = write(tmp_path, "snapshots = 1")
+    grid = lead(tmp_path, federation)
+    qc = load_federation(federation).qc
+    for site in ("a", "b"):
+        made = recipes(tmp_path, site, qc, "snapshots")
+        fold_of = folds_of(made, 0, qc.sources.folds)
+        for patient, labels in made.items():
+            expected = [
+                {"variant": "all-modalities", "fold": fold_of[patient], "round": number} for number in (1, 2)
+            ]
+            assert labels == expected
+    asked = [message.metadata.message_type for site, message in grid.asked if site == "a"]
+    assert asked.count("train.segmenter") == 2 * 2  # folds and rounds
+    assert asked.count("train.qc") == 1
+    stages = statistics(tmp_path / "run")["train"]
+    assert set(stages) == {"snapshots-all-modalities-1", "snapshots-all-modalities-2", "qc"}
+    assert not events(tmp_path / "run", "site-failed", "site-excused")
+
+
+def test_what_leaves_with_a_segmenter_is_an_update_and_nothing_of_the_labels(tmp_path: Path) -> None:
+    federation = write(tmp_path, "snapshots = 1")
+    grid = lead(tmp_path, federation)
+    sent = [reply for _, reply in grid.sent if reply.metadata.message_type == "train.segmenter"]
+    assert len(sent) == 2 * 2 * 2
+    for reply in sent:
+        assert set(reply.content) == {"weights", "training"}
+        assert set(reply.content.metric_records["training"]) == {
+            "samples",
+            "loss.loss",
+            "loss.dice",
+            "loss.cross_entropy",
+        }
+
+
+def test_side_outputs_are_ten_labels_of_each_case(tmp_path: Path) -> None:
+    federation = write(tmp_path, "side_outputs = 1")
+    lead(tmp_path, federation)
+    made = recipes(tmp_path, "b", load_federation(federation).qc, "side-outputs")
+    outputs = {"final", "side-2", "side-3", "side-4", "side-5"}
+    for labels in made.values():
+        assert {(label["variant"], label["output"]) for label in labels} == {
+            (variant, output) for variant in ("3d", "2d") for output in outputs
+        }
+        assert len(labels) == 10
+        assert {label["round"] for label in labels} == {2}
+
+
+def test_a_forest_is_grown_at_the_site_alone(tmp_path: Path) -> None:
+    federation = write(tmp_path, "forest = 1")
+    grid = lead(tmp_path, federation)
+    made = recipes(tmp_path, "a", load_federation(federation).qc, "forest")
+    assert all(len(labels) == 10 for labels in made.values())
+    assert "train.segmenter" not in grid.kinds("a")
+    assert "train.segmenters" not in record(tmp_path / "run")["done"]
+    assert weights(tmp_path / "run")
+
+
+def test_a_site_of_one_patient_has_no_stored_labels_and_costs_the_others_nothing(tmp_path: Path) -> None:
+    federation = write(tmp_path, "snapshots = 0.5")
+    federation.write_text(federation.read_text().replace("untouched = 0\n", "untouched = 0.5\n"))
+    task = tmp_path / "ball.toml"
+    write_site(tmp_path, "c", task, references=1, good=1, spoiled=0)
+    federation.write_text(federation.read_text().replace("['a', 'b']", "['a', 'b', 'c']"))
+    lead(tmp_path, federation, ("a", "b", "c"))
+    excused = events(tmp_path / "run", "site-excused")
+    assert {(event["site"], event["reason"]) for event in excused} == {("c", ErrorCode.NO_REFERENCE.value)}
+    (round_,) = statistics(tmp_path / "run")["train"]["qc"]
+    assert set(round_["sites"]) == {"a", "b", "c"}  # it trains on untouched labels
+    activity = json.loads((tmp_path / "sites" / "c" / "results" / "activity.json").read_text())
+    assert activity["notes"] == ["no labels of snapshots here; trains without them"]
+
+
+def test_a_network_that_the_source_does_not_have_is_refused(tmp_path: Path) -> None:
+    federation = write(tmp_path, "snapshots = 1")
+    qc = load_federation(federation).qc
+    task = load_task(str(tmp_path / "ball.toml"))
+    source = segmenter_source("snapshots", task, qc.sources)
+    network = source.build("all-modalities", 0)
+    request = TrainSegmenterRequest(
+        federation="test",
+        task=task.digest,
+        seed=0,
+        min_count=1,
+        qc=qc,
+        weights={name: tensor.numpy() for name, tensor in network.state_dict().items()},
+        round=1,
+        rounds=2,
+        source="snapshots",
+        variant="another",
+        fold=0,
+    )
+    with pytest.raises(ConfigError, match="has no network 'another'"):
+        refusal(load_site(tmp_path / "sites" / "a" / "site.toml"), request, datetime(2026, 1, 1))
