@@ -16,7 +16,7 @@ import click
 import typer
 
 from fedqc import __version__
-from fedqc.commands import check, init, segment
+from fedqc.commands import check, init, score, segment, train
 from fedqc.errors import FedQCError
 
 if TYPE_CHECKING:
@@ -279,6 +279,61 @@ def simulate(
     )
 
 
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="qcresunet, voxresnet or robinson.")],
+    *,
+    data: Annotated[Path, typer.Option(help="Folder of the data set; it is only read.")],
+    task: Annotated[str, typer.Option(help="A built-in task, or the path of a task's .toml.")],
+    out: Annotated[Path, typer.Option(help="Folder for the table; one that was cut off goes on.")],
+    layout: Annotated[
+        str | None, typer.Option(help="As the data are laid out; detected where left out.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few cases and steps: minutes, and no figures to quote.")
+    ] = False,
+    sites: Annotated[
+        int, typer.Option(min=0, help="Train across so many sites too, beside the pooled data; 0: do not.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides everything that is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores where left out.")] = None,
+) -> None:
+    """Make a paper's table again on a data set: table.md, table.json and figures.
+
+    qcresunet: Qiu et al. 2023, Table 1. voxresnet: Zhang & Chung 2019, Table 1. robinson: Robinson et al.
+    2018, Table 1, experiment 1.
+    """
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from fedqc.commands.folders import refuse_inside
+    from fedqc.config import ComputeConfig, parse
+    from fedqc.display import Display
+    from fedqc.errors import ConfigError
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    compute = parse({"device": device, "precision": precision}, ComputeConfig, source="options")
+    if sites == 1:
+        raise ConfigError("--sites 1: a federation has two sites at least; leave it out, or name more")
+    refuse_inside(out, data)
+    begin = time.monotonic()
+    with Display(console) as display:
+        import torch
+        from fedqc_simulations.experiments.base import Settings
+        from fedqc_simulations.experiments.reproduce import reproduce as run
+
+        if threads is not None:
+            torch.set_num_threads(threads)
+        task = str(Path(task).expanduser().resolve()) if task.endswith(".toml") else task
+        settings = Settings(data.resolve(), layout, task, seed, quick, sites, compute)
+        table = run(name, settings, out.resolve(), display)
+    console.print(Markdown(table.read_text(encoding="utf-8")))
+    minutes = (time.monotonic() - begin) / 60
+    console.print(f"done in {minutes:.1f} minutes; see {table}", highlight=False, soft_wrap=True)
+
+
 def _is_given(context: click.Context, name: str) -> bool:
     return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
@@ -434,5 +489,7 @@ def _print_arms(console: "Console", segmentation: dict[str, Any]) -> None:
     console.print(line, highlight=False, soft_wrap=True)
 
 
+app.command()(train.train)
+app.command()(score.score)
 app.command()(segment.segment)
 app.add_typer(init.app, name="init")

@@ -124,7 +124,15 @@ def build_consortium(
     for position, name in enumerate(names):
         progress("building the sites", position, len(names))
         site, folder = roles[name], out / "sites" / name
-        _write_site(folder, name, site, task, min_count=min_count, compute=compute)
+        write_site(
+            folder,
+            name,
+            references=site.references,
+            candidates=site.candidates,
+            task=task,
+            min_count=min_count,
+            compute=compute,
+        )
         spoiled = _spoil_site(site, task, noise, habit_of.get(name), generator(seed, "noise", name))
         for known, members in ((candidates, site.candidates), (references, site.references)):
             for case in members:
@@ -261,12 +269,19 @@ def _fit(label: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return fitted
 
 
-def _write_site(
-    folder: Path, name: str, site: _Roles, task: Task, *, min_count: int, compute: ComputeConfig
+def write_site(
+    folder: Path,
+    name: str,
+    *,
+    references: Sequence[CaseFiles],
+    candidates: Sequence[CaseFiles],
+    task: Task,
+    min_count: int,
+    compute: ComputeConfig,
 ) -> None:
-    """Write a site's data and its `site.toml`, whose results lie beside it."""
-    _write_cases(folder / "data", task, [*site.references, *site.candidates])
-    _write_table(folder / "data" / "reference.csv", [{"id": case.id} for case in site.references])
+    """Write a site's data and its `site.toml`, whose results lie beside it; the task lies two folders up."""
+    _write_cases(folder / "data", task, [*references, *candidates])
+    _write_table(folder / "data" / "reference.csv", [{"id": case.id} for case in references])
     settings = {
         "name": name,
         "task": "../../task.toml",  # relative, so that a run's folder can be moved

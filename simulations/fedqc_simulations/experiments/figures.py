@@ -1,0 +1,66 @@
+"""Figures of the reproductions, as PNG."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fedqc.reports.figures import BLUE, DARK, GREY, ORANGE
+from fedqc_simulations.experiments.base import Judged
+
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
+BINS = np.linspace(0, 1, 11)
+
+
+def draw_scatter(path: Path, title: str, judged: Sequence[Judged]) -> None:
+    """Predicted against true DSC of all labels."""
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(4.6, 4.8), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+        true, predicted = [one.true for one in judged], [one.predicted for one in judged]
+        axes.scatter(true, predicted, s=9, color=BLUE, alpha=0.45, linewidths=0)
+        axes.set(
+            xlim=(-0.02, 1.02),
+            ylim=(-0.02, 1.02),
+            xlabel="true DSC",
+            ylabel="predicted DSC",
+            title=f"{title} (n = {len(judged)})",
+            aspect="equal",
+        )
+        figure.savefig(path, dpi=150)
+
+
+def draw_indicator(path: Path, judged: Sequence[Judged]) -> None:
+    """Quality indicator against accuracy and against DSC (Zhang & Chung 2019, Fig. 4)."""
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(8.4, 4.0), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, name, label in zip(
+            panels, ("accuracy", "true"), ("voxel accuracy", "true DSC"), strict=True
+        ):
+            for source, color, shown in (("side-outputs", BLUE, "made"), ("reference", ORANGE, "references")):
+                group = [one for one in judged if one.source == source]
+                x, y = [getattr(one, name) for one in group], [one.indicator for one in group]
+                axes.scatter(x, y, s=9, color=color, alpha=0.5, linewidths=0, label=shown)
+            axes.set(xlabel=label, ylabel="quality indicator (QI)")
+        panels[0].legend(frameon=False)
+        figure.savefig(path, dpi=150)
+
+
+def draw_balance(path: Path, title: str, before: NDArray[np.floating], after: NDArray[np.floating]) -> None:
+    """The distribution of DSC before and after balancing (Qiu et al. 2023, Fig. 2)."""
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, values, name, color in zip(
+            panels, (before, after), ("as made", "balanced"), (ORANGE, BLUE), strict=True
+        ):
+            axes.hist(values, bins=BINS, color=color, edgecolor="white", linewidth=0.8)
+            axes.set(xlabel="true DSC", title=f"{title} labels, {name} (n = {len(values)})", xlim=(0, 1))
+            axes.tick_params(colors=DARK)
+        panels[0].set_ylabel("labels")
+        figure.savefig(path, dpi=150)

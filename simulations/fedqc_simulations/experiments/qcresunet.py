@@ -1,0 +1,233 @@
+"""Table 1 of QCResUNet (Qiu et al., MICCAI 2023): its network beside others, on labels of two kinds.
+
+In-sample labels: those of the project's segmenter after every round of its training, once for each modality
+and once for all of them (`snapshots`), and three SegGen deformations of each reference. Out-of-sample: labels
+of a VoxResNet, an architecture that no label in training came from, all five outputs after every round. The
+segmenters behind the test labels were trained on the training patients, as the paper's were; those behind
+the training labels on the other fold of them. The test labels are balanced by their DSC, as in the paper.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fedqc.cases.layouts import CaseFiles
+from fedqc.config import NetworkConfig, QCConfig, SamplesConfig, SourcesConfig
+from fedqc.degradation.balance import quantile_balance
+from fedqc.degradation.samples import LabelFactory
+from fedqc.degradation.seggen import SegGen
+from fedqc.label_sources.making import label_store
+from fedqc.label_sources.segmenters import SegmenterSource
+from fedqc.label_sources.side_outputs import SideOutputSource
+from fedqc.label_sources.snapshots import SnapshotSource
+from fedqc.label_sources.store import LabelStore
+from fedqc.seeding import generator
+from fedqc_simulations.experiments.base import (
+    Judged,
+    Row,
+    Sample,
+    Table,
+    TestLabels,
+    Workshop,
+    trained,
+    tried,
+    write_tables,
+)
+from fedqc_simulations.experiments.figures import draw_balance, draw_scatter
+from fedqc_simulations.experiments.measures import figures_of, paired
+from fedqc_simulations.experiments.pooled import federated_rows
+
+NAME = "qcresunet"
+TITLE = "Qiu et al. 2023, Table 1"
+QUICK_CASES = 60
+TEST_SHARE = 0.3
+SEGGEN_A_CASE = 3
+OURS = "qcresunet"
+"""The row that the others are compared with."""
+
+
+def rows(quick: bool) -> tuple[Row, ...]:
+    """The models of the table, each with the same number of samples."""
+    common = QCConfig(
+        rounds=6 if quick else 40,
+        local_steps=25 if quick else 75,
+        batch_size=4,
+        cross_check_rounds=0,
+        samples=SamplesConfig(annotator=0, untouched=0, seggen=0.5, snapshots=0.5),
+        sources=sources(quick),
+    )
+    small = 16 if quick else 32
+    published = {"learning_rate": 1e-3, "network": NetworkConfig(width=small)}
+    form = NetworkConfig(architecture="published", width=small, attention=True)
+    return (
+        Row("unet", "UNet", common.model_copy(update={"method": "unet"} | published)),
+        Row("resnet34", "ResNet-34", common.model_copy(update={"method": "resnet34"} | published)),
+        Row("resnet50", "ResNet-50", common.model_copy(update={"method": "resnet50"} | published)),
+        Row(
+            "qcresunet-published",
+            "QCResUNet, published network",
+            common.model_copy(update=published | {"network": form}),
+        ),
+        Row(OURS, "QCResUNet, corrective network", common),
+    )
+
+
+def sources(quick: bool) -> SourcesConfig:
+    """How the segmenters are trained, for training labels and test labels alike."""
+    return SourcesConfig(
+        folds=2, rounds=5 if quick else 10, local_steps=15 if quick else 25, width=8 if quick else 16
+    )
+
+
+def reproduce(workshop: Workshop) -> None:
+    """Train what is missing, try it, and write table and figures."""
+    training, test = workshop.split([1 - TEST_SHARE, TEST_SHARE])
+    settings = sources(workshop.settings.quick)
+    labels, groups = test_labels(workshop, settings, training, test)
+    tables = list(_tables(workshop, training, labels, groups))
+    if workshop.settings.sites:
+        model = next(row for row in rows(workshop.settings.quick) if row.name == OURS)
+        tables.append(federated_rows(workshop, model, training, labels, groups["in-sample"]))
+    write_tables(workshop, tables)
+
+
+def test_labels(
+    workshop: Workshop, settings: SourcesConfig, training: Sequence[CaseFiles], test: Sequence[CaseFiles]
+) -> tuple[TestLabels, dict[str, list[Sample]]]:
+    """The labels that all rows are tried on, and which of them are in-sample and which are not."""
+    cases = workshop.opened(test)
+    unlike = settings.model_copy(update={"learning_rate": 3e-4})
+    snapshots, side = SnapshotSource(workshop.task, settings), _EveryRound(workshop.task, unlike)
+    stores = {
+        "snapshots": _segmented(workshop, snapshots, training, test),
+        "voxresnet": _segmented(workshop, side, training, test),
+        "seggen": _deformed(workshop, test),
+    }
+    labels = TestLabels(cases, stores)
+    inside = [one for one in labels.samples if one.source != "voxresnet"]
+    outside = [one for one in labels.samples if one.source == "voxresnet"]
+    groups = {}
+    for name, samples in (("in-sample", inside), ("out-of-sample", outside)):
+        dsc = np.array([one.known.mean for one in samples])
+        chosen = np.unique(quantile_balance(dsc, len(dsc), generator(workshop.seed, "balance", name)))
+        groups[name] = [samples[index] for index in chosen]
+        draw_balance(workshop.out / f"balance-{name}.png", name, dsc, dsc[chosen])
+    return labels, groups
+
+
+class _EveryRound(SideOutputSource):
+    """All outputs of the 3D VoxResNet after every round: labels from poor to good of another architecture."""
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The 3D network alone."""
+        return ("3d",)
+
+    def is_kept(self, round_number: int, rounds: int) -> bool:
+        """Every round."""
+        return True
+
+
+def _segmented(
+    workshop: Workshop, source: SegmenterSource, training: Sequence[CaseFiles], test: Sequence[CaseFiles]
+) -> LabelStore:
+    """Labels of the test cases by segmenters that learned from all training cases."""
+    config = source.config
+    folder = workshop.out / "cache" / "test-labels"
+    store = label_store(folder, source.name, workshop.task, config, workshop.seed)
+    learned, unseen = workshop.opened(training), workshop.opened(test)
+    regions = workshop.task.region_indices()
+    for variant in source.variants:
+        if all(
+            {(variant, number) for number in range(1, config.rounds + 1)}
+            <= {(known.recipe["variant"], known.recipe["round"]) for known in store.of(case)}
+            for case in unseen
+        ):
+            continue
+        network = source.build(variant, workshop.seed)
+        for number in range(1, config.rounds + 1):
+            plan = source.plan(workshop.seed, f"test-{variant}", number)
+            source.train_round(variant, network, learned, plan, workshop.compute)
+            for case in unseen:
+                made = source.segment(variant, network, case, workshop.compute)
+                recipe = {"variant": variant, "round": number}
+                store.add(case, [({**recipe, **more}, label) for more, label in made], regions)
+            workshop.display.progress(f"making test labels: {source.name} {variant}", number, config.rounds)
+    return store
+
+
+def _deformed(workshop: Workshop, test: Sequence[CaseFiles]) -> LabelStore:
+    """Three SegGen labels of each test case."""
+    settings = {"task": workshop.task.digest, "seed": workshop.seed, "a case": SEGGEN_A_CASE}
+    store = LabelStore(workshop.out / "cache" / "test-labels", SegGen.kind, settings)
+    regions = workshop.task.region_indices()
+    for case in workshop.opened(test):
+        factory = LabelFactory([case.label], regions, [SegGen.kind])
+        rng = generator(workshop.seed, "test", SegGen.kind, case.id)
+        recipes = [factory.draw(rng, 0, SegGen.kind) for _ in range(SEGGEN_A_CASE)]
+        drawn = [recipe for recipe in recipes if recipe is not None]
+        made = factory.make(drawn)
+        labels = [
+            (dict(recipe.params), label.numpy()) for recipe, label in zip(drawn, made.label, strict=True)
+        ]
+        store.add(case, labels, regions)
+    return store
+
+
+def _tables(
+    workshop: Workshop,
+    training: Sequence[CaseFiles],
+    labels: TestLabels,
+    groups: Mapping[str, Sequence[Sample]],
+) -> Sequence[Table]:
+    everyone: dict[str, dict[str, list[Judged]]] = {}
+    models = rows(workshop.settings.quick)
+    for row in models:
+        for group, samples in groups.items():
+            judged = tried(
+                workshop,
+                f"{row.name}-{group}",
+                lambda row=row: trained(workshop, row, training),  # type: ignore[misc]  # mypy: no defaults
+                labels,
+                samples,
+            )
+            everyone.setdefault(group, {})[row.name] = judged
+    found = []
+    for group, judged_by in everyone.items():
+        lines = []
+        for row in models:
+            judged = judged_by[row.name]
+            figures = figures_of(judged, generator(workshop.seed, "bootstrap", row.name, group))
+            tests = paired(judged, judged_by[OURS]) if row.name != OURS else None
+            lines.append(
+                (
+                    row.title,
+                    *figures.cells(),
+                    None if tests is None else tests.predictions,
+                    None if tests is None else tests.errors,
+                )
+            )
+            draw_scatter(workshop.out / f"{row.name}-{group}.png", f"{row.title}, {group}", judged)
+        count = f"{len(groups[group])} labels of {len({one.patient for one in judged_by[OURS]})} patients"
+        found.append(
+            Table(
+                title=f"{TITLE}: {group} ({count})",
+                columns=(
+                    "network",
+                    "r (95 %)",
+                    "MAE ± SD",
+                    "MAE (95 %)",
+                    "DSC_err (95 %)",
+                    "p, predictions",
+                    "p, errors",
+                ),
+                rows=tuple(lines),
+                notes=(
+                    f"{len(training)} training cases; {models[0].qc.rounds} rounds of "
+                    f"{models[0].qc.local_steps} steps of {models[0].qc.batch_size} for each network.",
+                    "p: paired t-tests with the corrective network, of the predicted DSC as in the paper and "
+                    "of the patients' mean absolute errors. Intervals resample patients.",
+                ),
+            )
+        )
+    return found
