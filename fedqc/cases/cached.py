@@ -34,3 +34,23 @@ class CachedCases(Sequence[Case]):
         if isinstance(index, slice):
             return CachedCases(self._cache, self._files[index])
         return self._cache.get(self._files[index])
+
+
+class ChosenCases(Sequence[Case]):
+    """Some of a sequence's cases, each read when it is asked for."""
+
+    def __init__(self, cases: Sequence[Case], indices: Sequence[int]) -> None:
+        self._cases = cases
+        self._indices = tuple(indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ChosenCases": ...
+    def __getitem__(self, index: int | slice) -> "Case | ChosenCases":
+        if isinstance(index, slice):
+            return ChosenCases(self._cases, self._indices[index])
+        return self._cases[self._indices[index]]

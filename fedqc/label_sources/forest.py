@@ -230,11 +230,12 @@ def make_forest_labels(
     n_done = len(cases) - len(missing)
     for fold in range(settings.folds if missing else 0):
         train_on, to_segment = out_of_fold(cases, fold, seed, settings.folds)
-        to_segment = [case for case in to_segment if case.id in missing]
-        if not to_segment:
+        if not any(case.id in missing for case in to_segment):
             continue
         forest = train_forest(train_on, settings, derive_seed(seed, "forest", fold))
         for case in to_segment:
+            if case.id not in missing:
+                continue
             labels = (({**recipe, "fold": fold}, label) for recipe, label in forest.segment(case))
             store.add(case, labels, regions)
             n_done += 1

@@ -22,6 +22,8 @@ SEGMENTER_SOURCES: dict[str, type[SegmenterSource]] = {
     kind.name: kind for kind in (SnapshotSource, SideOutputSource)
 }
 """Sources whose labels networks make; in a federation these are trained across the sites."""
+VERSION = 1
+"""To be raised whenever a source makes other labels from the same settings."""
 FOREST = "forest"
 """The source whose segmenters cannot be averaged: every site grows its own."""
 
@@ -63,7 +65,8 @@ def segmenter_source(name: str, task: Task, config: SourcesConfig) -> SegmenterS
 
 def label_store(folder: Path, source: str, task: Task, config: SourcesConfig, seed: int) -> LabelStore:
     """Where the labels of a source lie that were made for a task, with these settings and this seed."""
-    return LabelStore(folder, source, {"task": task.digest, "seed": seed, **config.model_dump(mode="json")})
+    settings = {"version": VERSION, "task": task.digest, "seed": seed, **config.model_dump(mode="json")}
+    return LabelStore(folder, source, settings)
 
 
 def stored_labels(

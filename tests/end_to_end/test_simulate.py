@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fedqc_server.phases import PHASES
 from fedqc_simulations.consortium import read_candidates
 from safetensors.torch import load_file
 
 from fedqc.cases.volumes import read_volume
 from fedqc.curation.manifest import read_manifest
 from fedqc.degradation.samples import ALL_KINDS
+from tests.federation.runs import USUAL_PHASES
 
 SHORT = ("--local-steps", 2, "--segmentation-rounds", 1)
 QUICK = ("--rounds", 2, *SHORT, "--precision", "fp32", "--sites", 2, "--seed", 3)
@@ -46,7 +46,7 @@ def test_run_folder_holds_what_the_docs_promise(simulate: Callable[..., Path]) -
     run = read(out / "run.json")
     assert run["outcome"] == "completed"
     assert run["seed"] == 3
-    assert list(run["seconds"]) == run["done"] == ["handshake", *PHASES]
+    assert list(run["seconds"]) == run["done"] == ["handshake", *USUAL_PHASES]
     assert (out / "models" / "qc" / "weights.safetensors").is_file()
     assert read(out / "models" / "qc" / "card.json")["rounds"] == 2
     for site in ("hospital-1", "hospital-2"):
@@ -99,7 +99,8 @@ def test_threads_do_not_change_the_weights(simulate: Callable[..., Path]) -> Non
 
     expected = load_file(one / "models/qc/weights.safetensors")
     for name, values in load_file(two / "models/qc/weights.safetensors").items():
-        np.testing.assert_allclose(values.numpy(), expected[name].numpy(), rtol=0, atol=1e-5, err_msg=name)
+        # Threads add up in another order, by how much is the processor's affair; other draws would be 1e-2.
+        np.testing.assert_allclose(values.numpy(), expected[name].numpy(), rtol=0, atol=1e-4, err_msg=name)
 
 
 def test_the_data_set_is_only_read(simulate: Callable[..., Path], data: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fedqc_server.phases import run_federation
+from fedqc_server.phases import PHASES, run_federation
 from fedqc_server.roster import Clock
 from fedqc_server.run_folder import RunFolder
 from fedqc_simulations.engine import LocalGrid
@@ -24,6 +24,8 @@ Sites = dict[str, Path]
 Change = Callable[[str, Message], Message | None]
 """Changes the reply of a site in place, or puts another one in its place."""
 
+USUAL_PHASES = [name for name in PHASES if name != "train.segmenters"]
+"""Those of a run whose samples need no segmenters."""
 SIDE = 20
 TASK = """
 name = "ball"

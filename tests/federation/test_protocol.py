@@ -10,6 +10,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from fedqc.config import CurationConfig, QCConfig, SegmentationConfig
 from fedqc.errors import ProtocolError
 from fedqc.protocol import (
+    PROTOCOL_VERSION,
     REPLIES,
     CalibrateRequest,
     CrossCheckRequest,
@@ -28,6 +29,7 @@ from fedqc.protocol import (
     TrainReply,
     TrainRequest,
     TrainSegmentationRequest,
+    TrainSegmenterRequest,
     Weights,
     content_digest,
     reply_from_records,
@@ -74,8 +76,8 @@ def test_a_request_comes_back_as_it_went(request_: Request) -> None:
 
 def test_another_protocol_version_is_told_apart() -> None:
     records = request_to_records(HandshakeRequest(**COMMON))
-    records.config_records["request"]["version"] = 2
-    with pytest.raises(ProtocolError, match="speaks protocol version 2, this site version 1"):
+    records.config_records["request"]["version"] = PROTOCOL_VERSION + 1
+    with pytest.raises(ProtocolError, match="speaks protocol version 3, this site version 2"):
         request_from_records(records, HandshakeRequest)
 
 
@@ -252,6 +254,7 @@ def test_every_request_has_a_reply() -> None:
     requests = (
         HandshakeRequest,
         SummariseRequest,
+        TrainSegmenterRequest,
         TrainRequest,
         CrossCheckRequest,
         CalibrateRequest,

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from fedqc_client import tasks
 from fedqc_server.checkpoint import load_checkpoint
-from fedqc_server.phases import PHASES
 from fedqc_server.run_folder import RunFolder, listening
 
 from fedqc.config import load_site
 from fedqc.curation.manifest import read_manifest
 from fedqc.errors import ConfigError
 from tests.federation.runs import (
+    USUAL_PHASES,
     MemoGrid,
     RecordingGrid,
     Sites,
@@ -78,7 +78,7 @@ def assert_as_undisturbed(out: Path, undisturbed: Undisturbed, n_answers: int) -
     found, expected = record(out), record(undisturbed.out)
     assert (found["outcome"], found["reason"]) == ("completed", None)
     assert found["models"] == expected["models"]
-    assert found["done"] == expected["done"] == ["handshake", *PHASES]
+    assert found["done"] == expected["done"] == ["handshake", *USUAL_PHASES]
     assert list(found["seconds"]) == list(expected["seconds"])
     # No question but those of the undisturbed run: a site would have had to work on it.
     assert len(undisturbed.memo) == n_answers
@@ -122,7 +122,7 @@ def assert_nothing_is_done_again(out: Path, before: set[Any]) -> None:
     assert after[0] == "handshake"
     assert len(after) == len(set(after))
     assert before.isdisjoint(after)
-    everything = {*PHASES, *((n, stage) for stage, last in STAGES.items() for n in range(1, last + 1))}
+    everything = {*USUAL_PHASES, *((n, stage) for stage, last in STAGES.items() for n in range(1, last + 1))}
     assert before | set(after) == everything | {"handshake"}
 
 

@@ -44,10 +44,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         cases: Sequence[Case],
         plan: RoundPlan,
         compute: Compute,
-        **how: Any,
+        *how: Any,
     ) -> RoundResult:
         trained_on[plan.site] = [case.id for case in cases]
-        return real(self, network, cases, plan, compute, **how)
+        return real(self, network, cases, plan, compute, *how)
 
     monkeypatch.setattr(Segmentation, "train_round", spy)
     return trained_on
