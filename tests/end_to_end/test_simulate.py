@@ -97,10 +97,13 @@ def test_one_seed_gives_one_result(simulate: Callable[..., Path]) -> None:
 def test_threads_do_not_change_the_weights(simulate: Callable[..., Path]) -> None:
     one, two = simulate("one", "--threads", 1), simulate("two", "--threads", 2)
 
-    expected = load_file(one / "models/qc/weights.safetensors")
-    for name, values in load_file(two / "models/qc/weights.safetensors").items():
-        # Threads add up in another order, by how much is the processor's affair; other draws would be 1e-2.
-        np.testing.assert_allclose(values.numpy(), expected[name].numpy(), rtol=0, atol=1e-4, err_msg=name)
+    weights = [
+        np.concatenate([v.numpy().ravel() for _, v in sorted(load_file(path).items())]).astype(np.float64)
+        for path in (run / "models/qc/weights.safetensors" for run in (one, two))
+    ]
+    # Threads add up in another order, and Adam turns the rounding noise of a gradient near 0 into a small
+    # step, so single weights may differ by some 1e-4 on some processors. With another seed this is 1.
+    assert np.linalg.norm(weights[0] - weights[1]) < 2e-3 * np.linalg.norm(weights[0])
 
 
 def test_the_data_set_is_only_read(simulate: Callable[..., Path], data: Path) -> None:
