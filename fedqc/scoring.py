@@ -1,7 +1,7 @@
 """A trained QC model judges labels one by one, and what is written down of it.
 
 OUT/
-├── scores.csv            id, patient, quality, and the quality of each region
+├── scores.csv            id, patient, quality, the quality of each region, and qi, the quality indicator
 └── error_maps/ID.nii.gz  probability in per cent that the label is wrong, on the grid of the case's files
 """
 
@@ -113,10 +113,12 @@ def score_cases(
     out.mkdir(parents=True, exist_ok=True)
     with (out / TABLE).open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["id", "patient", "quality", *task.regions])
+        names = list(model.method.scored_regions())
+        table.writerow(["id", "patient", "quality", *names, "qi"])
         for case, score in judge(model.method, model.network, readable(), compute):
-            regions = [f"{score.regions[name]:.6f}" if name in score.regions else "" for name in task.regions]
-            table.writerow([case.id, case.patient, f"{score.quality:.6f}", *regions])
+            figures = [*(score.regions.get(name) for name in names), score.quality_indicator]
+            cells = ["" if figure is None else f"{figure:.6f}" for figure in figures]
+            table.writerow([case.id, case.patient, f"{score.quality:.6f}", *cells])
             file.flush()  # what is cut off leaves the rows of what it did
             if score.error_map is not None:
                 write_error_map(out / ERROR_MAPS / f"{case.id}.nii.gz", score.error_map, case)

@@ -111,9 +111,16 @@ def test_the_table_keeps_the_order_of_the_cases(task: Task, cases: list[CaseFile
     assert [one.quality for one in scored] == [int(files.id) / 10 for files in cases]
     assert told == [(done, 10) for done in range(1, 11)]
     table = rows(tmp_path / "out")
-    assert list(table[0]) == ["id", "patient", "quality", "left", "right"]
+    assert list(table[0]) == ["id", "patient", "quality", "left", "right", "qi"]
     assert [(row["id"], row["patient"]) for row in table] == [(one.id, one.patient) for one in cases]
-    assert table[0] == {"id": "7", "patient": "p7", "quality": "0.700000", "left": "0.350000", "right": ""}
+    assert table[0] == {
+        "id": "7",
+        "patient": "p7",
+        "quality": "0.700000",
+        "left": "0.350000",
+        "right": "",
+        "qi": "1.000000",
+    }
 
 
 def test_error_maps_lie_on_the_files_own_grid(task: Task, cases: list[CaseFiles], tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedqc.scoring import Scored
-    from fedqc.task import Task
 
 WORST_SHOWN = 10
 
@@ -77,7 +76,7 @@ def score(
                 scored, task, folder, lambda done, total: display.progress("drawing", done, total)
             ):
                 display.say(f"not drawn: {sentence}")
-    _print_worst(console, scored, task)
+    _print_worst(console, scored, list(stored.method.scored_regions()))
     console.print(
         f"{len(scored)} of {len(checked.cases)} cases are scored; see {out / TABLE}",
         highlight=False,
@@ -86,7 +85,7 @@ def score(
     )
 
 
-def _print_worst(console: "Console", scored: "Sequence[Scored]", task: "Task") -> None:
+def _print_worst(console: "Console", scored: "Sequence[Scored]", names: "Sequence[str]") -> None:
     """The cases whose label is judged worst, with the quality of each region."""
     from rich.box import SIMPLE_HEAD
     from rich.markup import escape
@@ -96,9 +95,9 @@ def _print_worst(console: "Console", scored: "Sequence[Scored]", task: "Task") -
 
     worst = sorted(scored, key=lambda one: one.quality)[:WORST_SHOWN]
     table = Table(title="Worst labels, predicted DSC", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("case", "quality", *task.regions):
+    for column in ("case", "quality", *names):
         table.add_column(column, justify="left" if column == "case" else "right", overflow="fold")
     for one in worst:
-        regions = (number(one.regions.get(name)) for name in task.regions)
+        regions = (number(one.regions.get(name)) for name in names)
         table.add_row(escape(one.files.id), number(one.quality), *regions)
     console.print(table)

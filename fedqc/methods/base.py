@@ -86,6 +86,10 @@ class Method(ABC):
         self.task = task
         self.config = config
 
+    def scored_regions(self) -> dict[str, tuple[int, ...]]:
+        """What is scored: the class indices of each region by its name; the task's regions."""
+        return dict(zip(self.task.regions, self.task.region_indices(), strict=True))
+
     @abstractmethod
     def build(self, seed: int) -> nn.Module:
         """The untrained network, on the CPU, the same for the same seed."""

@@ -95,10 +95,6 @@ class PairMethod(Method):
             )
         self.shortest_axis = min(deepest)
 
-    def scored_regions(self) -> dict[str, tuple[int, ...]]:
-        """What is scored: the class indices of each region by its name; the task's regions."""
-        return dict(zip(self.task.regions, self.task.region_indices(), strict=True))
-
     @abstractmethod
     def deepest(self) -> tuple[int, int, int]:
         """Voxels of the network's last layer.

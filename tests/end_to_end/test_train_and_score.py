@@ -301,7 +301,7 @@ def test_scores_of_a_folder(
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {"scores.csv", "error_maps"}
     rows = table(out)
-    assert list(rows[0]) == ["id", "patient", "quality", "front", "back"]
+    assert list(rows[0]) == ["id", "patient", "quality", "front", "back", "qi"]
     assert [row["id"] for row in rows] == [f"case_{number:02d}" for number in range(10)]
     assert all(0 <= float(row[key]) <= 1 for row in rows for key in ("quality", "front", "back"))
     for row in rows:

@@ -33,7 +33,7 @@ from fedqc.errors import ConfigError
 from fedqc.files import replacing, write_json
 from fedqc.label_sources.making import CaseLabels, make_stored_labels, stored_labels
 from fedqc.label_sources.store import LabelStore, StoredLabel
-from fedqc.methods.base import Method, get_method
+from fedqc.methods.base import get_method
 from fedqc.metrics.overlap import overlap
 from fedqc.model import StoredModel, load_model
 from fedqc.scoring import judge
@@ -270,7 +270,7 @@ def _judged(
 ) -> Iterator[Judged]:
     pending: list[Sample] = list(reversed(samples))
     spoiled = (labels.spoiled(sample)[0] for sample in samples)
-    regions = _scored_regions(model.method)
+    regions = model.method.scored_regions()
     for done, (case, score) in enumerate(
         judge(model.method, model.network, spoiled, workshop.compute), start=1
     ):
@@ -295,14 +295,6 @@ def _judged(
             error={} if score.error_map is None else _error_figures(score.error_map >= ERROR_FROM, wrong),
         )
         workshop.display.progress(f"trying {name}", done, len(samples))
-
-
-def _scored_regions(method: Method) -> Mapping[str, Sequence[int]]:
-    """Class indices of what a method scores: its own choice, or the task's regions."""
-    own: Callable[[], Mapping[str, Sequence[int]]] | None = getattr(method, "scored_regions", None)
-    if own is not None:
-        return own()
-    return dict(zip(method.task.regions, method.task.region_indices(), strict=True))
 
 
 def _error_figures(marked: np.ndarray, wrong: np.ndarray) -> dict[str, float | None]:
