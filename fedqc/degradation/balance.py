@@ -30,15 +30,21 @@ def quantile_balance(dsc: NDArray[np.floating], count: int, rng: np.random.Gener
 
 
 def histogram_balance(
-    dsc: NDArray[np.floating], rng: np.random.Generator, bins: int = 10
+    dsc: NDArray[np.floating], count: int, rng: np.random.Generator, bins: int = 10
 ) -> NDArray[np.intp]:
-    """Indices of samples with equal counts in every DSC bin (Robinson et al. 2018).
+    """Indices of `count` samples, equally many of every DSC bin on average (Robinson et al. 2018).
 
-    Each of the `bins` bins over [0, 1] that holds any sample is cut at random to the count of the rarest.
+    The paper cuts each bin to the count of the rarest one, which leaves next to nothing of a few dozen
+    samples. Here a bin that holds any sample is drawn first, and then one of its samples, so these repeat
+    where they are rare.
+
+    Args:
+        dsc: `[M]` DSC of the samples at hand.
+        count: How many to choose.
+        rng: Redrawn every epoch, so that all samples are seen in time.
+        bins: Of equal width over [0, 1].
     """
     bin_of = np.minimum((np.asarray(dsc) * bins).astype(int), bins - 1)
-    members = [np.flatnonzero(bin_of == index) for index in range(bins)]
-    members = [indices for indices in members if len(indices)]
-    rarest = min(len(indices) for indices in members)
-    chosen = np.concatenate([rng.permutation(indices)[:rarest] for indices in members])
-    return np.asarray(rng.permutation(chosen))
+    members = [indices for index in range(bins) if len(indices := np.flatnonzero(bin_of == index))]
+    drawn = rng.integers(len(members), size=count)
+    return np.array([rng.choice(members[index]) for index in drawn], dtype=np.intp)

@@ -233,9 +233,8 @@ class SamplePool:
         if self.balance == "none":
             return made
         dsc = made.mean.cpu().numpy()
-        if self.balance == "quantile":
-            return made.chosen(quantile_balance(dsc, count, rng))
-        return made.chosen(np.resize(histogram_balance(dsc, rng), count))
+        choose = quantile_balance if self.balance == "quantile" else histogram_balance
+        return made.chosen(choose(dsc, count, rng))
 
 
 def stored_shares(samples: SamplesConfig) -> dict[str, float]:
