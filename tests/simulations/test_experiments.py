@@ -16,7 +16,7 @@ from scipy.stats import ttest_rel
 
 from fedqc.config import ComputeConfig, NetworkConfig, QCConfig, SourcesConfig
 from fedqc.display import Display
-from fedqc.errors import ConfigError
+from fedqc.errors import ConfigError, DataError
 from tests.federation.runs import write_site, write_task
 
 SOURCES = SourcesConfig(rounds=2, local_steps=1, width=4, trees=2, learning_rate=0.01)
@@ -147,6 +147,10 @@ def test_robinson_has_a_row_for_each_class_and_sites_a_table_of_their_own(
 def test_wrong_names_and_folders(settings: Settings, tmp_path: Path, display: Display) -> None:
     with pytest.raises(ConfigError, match="did you mean 'robinson'"):
         reproduce("robinsen", settings, tmp_path / "out", display)
+    elsewhere = Settings(**(vars(settings) | {"data": tmp_path / "elsewhere"}))
+    with pytest.raises(DataError, match="elsewhere: there is no such folder"):
+        reproduce("robinson", elsewhere, tmp_path / "out", display)
+    assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="holds no reproduction"):
         reproduce("robinson", settings, tmp_path, display)
     (tmp_path / "out").mkdir()

@@ -29,7 +29,7 @@ from fedqc.commands.folders import checked_cases
 from fedqc.compute import Compute, choose_compute
 from fedqc.config import ComputeConfig, DataConfig, QCConfig, SiteConfig
 from fedqc.display import Display
-from fedqc.errors import ConfigError
+from fedqc.errors import ConfigError, DataError
 from fedqc.files import replacing, write_json
 from fedqc.label_sources.making import CaseLabels, make_stored_labels, stored_labels
 from fedqc.label_sources.store import LabelStore, StoredLabel
@@ -104,9 +104,11 @@ def open_workshop(
 
     Raises:
         ConfigError: the folder holds something else.
-        DataError: no case can be used.
+        DataError: there is no such data folder, or no case can be used.
     """
     task = load_task(settings.task)
+    if not settings.data.exists():  # asked before the folder is bound to these data
+        raise DataError(f"{settings.data}: there is no such folder; correct the path of the data")
     _begin(name, settings, task, out)
     site = SiteConfig(
         name="reproduction", task=settings.task, data=DataConfig(path=settings.data, layout=settings.layout)
