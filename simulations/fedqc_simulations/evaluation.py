@@ -1,40 +1,26 @@
 """What a simulation can measure because it knows the truth: the content of `evaluation.json`."""
 
 import csv
-from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedqc.cases.cache import CaseCache
 from fedqc.cases.layouts import find_cases
-from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.curation.manifest import read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.base import Untouched
-from fedqc.degradation.samples import ALL_KINDS, DegradedCase, degrade_cases
+from fedqc.degradation.samples import ALL_KINDS
 from fedqc.metrics.agreement import agreement
 from fedqc.metrics.filtering import auroc, filtering
 from fedqc.model import StoredModel
 from fedqc.seeding import generator
+from fedqc.trial import Tried, try_model
 from fedqc_simulations.consortium import Progress, read_candidates
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One degraded test case and what the model said of it."""
-
-    patient: str
-    kind: str
-    true_dsc: float
-    predicted_dsc: float
-    error_dsc: float | None
-    """DSC of the predicted and the true error map; None where the label has no error."""
 
 
 @dataclass(frozen=True)
@@ -52,33 +38,28 @@ class Curated:
 
 def judge_test_cases(
     out: Path, model: StoredModel, *, seed: int, compute: Compute, progress: Progress
-) -> list[Judged]:
+) -> list[Tried]:
     """Every held-back case with every kind of error once, scored by the model; `truth/test_scores.csv`."""
     task = model.card.task
     cache = CaseCache(out / "truth" / "cache", task)
     cases = [cache.get(files) for files in find_cases(out / "truth" / "test", task, "csv").cases]
-    pending: deque[DegradedCase] = deque()
-
-    def samples() -> Iterator[Case]:
-        for sample in degrade_cases(cases, task, ALL_KINDS, generator(seed, "test")):
-            pending.append(sample)
-            yield sample.case
-
-    judged = []
-    for score in model.method.score(model.network, samples(), compute):
-        sample = pending.popleft()
-        error_dsc = None if score.error_map is None else _error_dsc(score.error_map >= 0.5, sample.error)
-        judged.append(Judged(sample.case.patient, sample.kind, sample.mean_dsc, score.quality, error_dsc))
-        progress("scoring the test cases", len(judged), len(cases) * len(ALL_KINDS))
+    judged = try_model(
+        model.method,
+        model.network,
+        cases,
+        generator(seed, "test"),
+        compute,
+        progress=lambda done, most: progress("scoring the test cases", done, most),
+    )
     _write_judged(_judged_file(out), judged)
     return judged
 
 
-def read_judged(out: Path) -> list[Judged]:
+def read_judged(out: Path) -> list[Tried]:
     """What was written to `truth/test_scores.csv`."""
     with _judged_file(out).open(encoding="utf-8", newline="") as file:
         return [
-            Judged(
+            Tried(
                 row["patient"],
                 row["kind"],
                 float(row["true_dsc"]),
@@ -89,7 +70,7 @@ def read_judged(out: Path) -> list[Judged]:
         ]
 
 
-def qc_figures(judged: Sequence[Judged], left_out: Collection[str], *, seed: int) -> dict[str, Any]:
+def qc_figures(judged: Sequence[Tried], left_out: Collection[str], *, seed: int) -> dict[str, Any]:
     """Agreement of predicted and true DSC: all kinds, those trained on, those not, and each on its own."""
     groups = {
         "all": judged,
@@ -138,7 +119,7 @@ def curation_figures(curated: Sequence[Curated], tau: float) -> dict[str, Any]:
     return {name: _filtering(group, tau) for name, group in groups.items()}
 
 
-def _agreement(judged: Sequence[Judged], seed: int, name: str) -> dict[str, Any]:
+def _agreement(judged: Sequence[Tried], seed: int, name: str) -> dict[str, Any]:
     figures = agreement(
         [one.predicted_dsc for one in judged],
         [one.true_dsc for one in judged],
@@ -159,19 +140,12 @@ def _filtering(curated: Sequence[Curated], tau: float) -> dict[str, Any]:
     return {**asdict(figures), "n_spoiled": sum(one.kind != Untouched.kind for one in curated)}
 
 
-def _error_dsc(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> float | None:
-    """DSC of two error maps; None where there is no error to find."""
-    if not true.any():
-        return None
-    return float(2 * (predicted & true).sum() / (predicted.sum() + true.sum()))
-
-
 def _judged_file(out: Path) -> Path:
     return out / "truth" / "test_scores.csv"
 
 
-def _write_judged(path: Path, judged: Sequence[Judged]) -> None:
+def _write_judged(path: Path, judged: Sequence[Tried]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Judged)])
+        writer = csv.DictWriter(file, fieldnames=[field.name for field in fields(Tried)])
         writer.writeheader()
         writer.writerows(asdict(one) for one in judged)

@@ -53,8 +53,9 @@ from fedqc.reports.words import (
     with_interval,
 )
 from fedqc.task import load_task
+from fedqc.trial import Tried
 from fedqc_simulations.consortium import KnownLabel, read_candidates
-from fedqc_simulations.evaluation import Judged, read_judged
+from fedqc_simulations.evaluation import read_judged
 from fedqc_simulations.slices import draw_slice
 
 WORST_OF_A_SITE = 3
@@ -323,7 +324,7 @@ def _key_numbers(evaluation: Mapping[str, Any]) -> tuple[KeyNumber, ...]:
 
 def accuracy_section(
     evaluation: Mapping[str, Any],
-    judged: Sequence[Judged],
+    judged: Sequence[Tried],
     scored: Sequence[Scored],
     tau: float,
     *,
@@ -380,7 +381,7 @@ def accuracy_section(
     return Section("accuracy", title, intro, tuple(parts))
 
 
-def _points(label: str, judged: Sequence[Judged], color: str, marker: str) -> figures.Points:
+def _points(label: str, judged: Sequence[Tried], color: str, marker: str) -> figures.Points:
     true, predicted = [one.true_dsc for one in judged], [one.predicted_dsc for one in judged]
     return figures.Points(label, true, predicted, color, marker)
 
@@ -776,7 +777,7 @@ _OWN_FILES = (
 )
 
 
-def _judged(folders: Sequence[Path]) -> list[Judged]:
+def _judged(folders: Sequence[Path]) -> list[Tried]:
     files = [folder for folder in folders if (folder / "truth" / "test_scores.csv").is_file()]
     return [one for folder in files for one in read_judged(folder)]
 

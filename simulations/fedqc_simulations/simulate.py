@@ -26,6 +26,7 @@ from fedqc.methods.base import get_method
 from fedqc.model import load_model
 from fedqc.segmentation import Segmentation
 from fedqc.task import Task, load_task
+from fedqc.trial import Tried
 from fedqc_simulations.arms import (
     ARMS,
     OTHER_ARMS,
@@ -41,7 +42,6 @@ from fedqc_simulations.arms import (
 from fedqc_simulations.consortium import build_consortium, read_references, site_files, write_federation
 from fedqc_simulations.engine import run_local
 from fedqc_simulations.evaluation import (
-    Judged,
     curation_figures,
     judge_test_cases,
     qc_figures,
@@ -91,7 +91,7 @@ class Settings(FrozenModel):
     """Processes of the engine `ray`."""
 
 
-Owned = TypeVar("Owned", Judged, ArmScore)
+Owned = TypeVar("Owned", Tried, ArmScore)
 """Something that belongs to a patient."""
 
 

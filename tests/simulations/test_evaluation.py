@@ -8,7 +8,6 @@ import pytest
 import torch
 from fedqc_simulations.consortium import build_consortium
 from fedqc_simulations.evaluation import (
-    Judged,
     curation_figures,
     judge_test_cases,
     qc_figures,
@@ -29,6 +28,7 @@ from fedqc.methods.base import Method, RoundPlan, RoundResult, Score
 from fedqc.model import ModelCard, StoredModel
 from fedqc.task import Task
 from fedqc.training import Progress
+from fedqc.trial import Tried
 
 FP32 = Compute(torch.device("cpu"), torch.float32)
 
@@ -89,12 +89,12 @@ def model(task: Task) -> StoredModel:
 
 def test_agreement_by_hand() -> None:
     judged = [
-        Judged("a", "untouched", 1.0, 0.9, None),
-        Judged("b", "untouched", 1.0, 0.7, None),
-        Judged("a", "shift", 0.4, 0.5, 0.6),
-        Judged("b", "shift", 0.6, 0.8, 0.9),
-        Judged("a", "over-contouring", 0.8, 0.6, 0.2),
-        Judged("b", "over-contouring", 0.6, 0.6, 0.4),
+        Tried("a", "untouched", 1.0, 0.9, None),
+        Tried("b", "untouched", 1.0, 0.7, None),
+        Tried("a", "shift", 0.4, 0.5, 0.6),
+        Tried("b", "shift", 0.6, 0.8, 0.9),
+        Tried("a", "over-contouring", 0.8, 0.6, 0.2),
+        Tried("b", "over-contouring", 0.6, 0.6, 0.4),
     ]
     figures = qc_figures(judged, ["over-contouring"], seed=0)
     assert (figures["all"]["n"], figures["trained"]["n"], figures["unseen"]["n"]) == (6, 4, 2)
@@ -128,7 +128,7 @@ def test_agreement_by_hand() -> None:
 
 
 def test_nothing_unseen_and_no_error_map() -> None:
-    judged = [Judged(f"p{n}", "shift", n / 10, n / 20, None) for n in range(5)]
+    judged = [Tried(f"p{n}", "shift", n / 10, n / 20, None) for n in range(5)]
     figures = qc_figures(judged, [], seed=0)
     assert figures["trained"]["mae"] == figures["all"]["mae"] == pytest.approx(0.1)
     assert figures["all"]["r"] == pytest.approx(1)
