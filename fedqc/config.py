@@ -220,7 +220,8 @@ class SourcesConfig(FrozenModel):
     """Rounds of training of each network; `snapshots` makes a label after each."""
     local_steps: int = Field(default=25, ge=1)
     batch_size: int = Field(default=2, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    """The highest of the networks; left out, the source's own."""
     width: int = Field(default=64, ge=4, le=1024, multiple_of=2)
     """Channels of the VoxResNets of `side-outputs`."""
     trees: int = Field(default=50, ge=1, le=1000)

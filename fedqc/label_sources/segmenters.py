@@ -37,10 +37,17 @@ class SegmenterSource(ABC):
     """
 
     name: ClassVar[str]
+    own_rate: ClassVar[float]
+    """Learning rate where the configuration does not say."""
 
     def __init__(self, task: Task, config: SourcesConfig) -> None:
         self.task = task
         self.config = config
+
+    @property
+    def learning_rate(self) -> float:
+        """The highest in training."""
+        return self.own_rate if self.config.learning_rate is None else self.config.learning_rate
 
     @property
     @abstractmethod

@@ -96,8 +96,7 @@ def test_labels(
 ) -> tuple[TestLabels, dict[str, list[Sample]]]:
     """The labels that all rows are tried on, and which of them are in-sample and which are not."""
     cases = workshop.opened(test)
-    unlike = settings.model_copy(update={"learning_rate": 3e-4})
-    snapshots, side = SnapshotSource(workshop.task, settings), _EveryRound(workshop.task, unlike)
+    snapshots, side = SnapshotSource(workshop.task, settings), _EveryRound(workshop.task, settings)
     stores = {
         "snapshots": _segmented(workshop, snapshots, training, test),
         "voxresnet": _segmented(workshop, side, training, test),

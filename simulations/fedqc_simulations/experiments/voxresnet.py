@@ -67,8 +67,7 @@ def model(quick: bool) -> Row:
             sources=SourcesConfig(
                 folds=FOLDS,
                 rounds=2 if quick else 6,
-                local_steps=20 if quick else 50,
-                learning_rate=2e-3,
+                local_steps=40 if quick else 50,
                 width=8 if quick else 32,
             ),
             balance="none",
