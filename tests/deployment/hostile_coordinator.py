@@ -15,6 +15,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from fedqc.protocol import PROTOCOL_VERSION
+
 app = ServerApp()
 SECONDS = 90.0
 
@@ -29,9 +31,8 @@ def main(grid: Grid, context: Context) -> None:
         time.sleep(1)
     answers: list[dict[str, Any]] = []
     for request in told["requests"]:
-        content = RecordDict(
-            {"request": ConfigRecord({"version": 1, "body": json.dumps(request.get("body", {}))})}
-        )
+        body = json.dumps(request.get("body", {}))
+        content = RecordDict({"request": ConfigRecord({"version": PROTOCOL_VERSION, "body": body})})
         if "numbers" in request:
             content["weights"] = ArrayRecord({"w": Array(np.zeros(request["numbers"], np.float32))})
         message = Message(content, nodes[0], request["type"], ttl=SECONDS)
