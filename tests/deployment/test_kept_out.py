@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fedqc.certificates import make_server_files, make_site_key
+from fedqc.protocol import PROTOCOL_VERSION
 from fedqc.supervision import find_program
 from tests.deployment.consortium import SITES, Consortium, free_port, running, wait_until, write_consortium
 
@@ -92,7 +93,7 @@ def test_another_protocol_and_another_task(consortium: Consortium) -> None:
     assert left_out == {"hospital-a": "protocol-error", "hospital-b": "task-differs"}
     assert "hospital-a (handshake): the site does not understand the request" in server.said()
     assert "hospital-b (handshake): its task is another one" in server.said()
-    assert "the coordinator speaks protocol version 1, this site version 0" in old.said()
+    assert f"the coordinator speaks protocol version {PROTOCOL_VERSION}, this site version 0" in old.said()
     assert "is not the federation's" in other.said()
     assert "query.handshake: sends handshake" in good.said()
     assert {event["site"] for event in consortium.events("site-joined")} == {SITES[2]}
