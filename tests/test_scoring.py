@@ -147,6 +147,18 @@ def test_per_cent(
     assert set(np.unique(made.dataobj)) == {per_cent}
 
 
+def test_error_maps_are_interpolated(task: Task, cases: list[CaseFiles], tmp_path: Path) -> None:
+    """Four per cent more with each millimetre to the right; a voxel of 2 mm lies between two of 1 mm."""
+    case = preprocess(cases[0], task)
+    ramp = np.broadcast_to(0.04 * np.arange(24, dtype=np.float32)[:, None, None], task.size)
+    write_error_map(tmp_path / "a.nii.gz", ramp, case)
+    made: Any = nibabel.load(tmp_path / "a.nii.gz")
+    right = 9 - 2.0 * np.arange(SHAPE[1])  # mm, along the second axis of the file
+    expected = 4 * (right - case.affine[0, 3])
+    assert (expected % 4 == 2).all()
+    assert np.array_equal(np.asanyarray(made.dataobj)[6, :, 4], expected)
+
+
 def test_a_method_without_error_maps(task: Task, cases: list[CaseFiles], tmp_path: Path) -> None:
     scored, _ = score_cases(stored(task, maps=False), cases, tmp_path / "out", CPU)
     assert len(scored) == 10

@@ -117,15 +117,16 @@ def test_figures_by_hand() -> None:
     tried = [
         Tried("p", "shift", 0.2, 0.4, 0.5),
         Tried("p", "shift", 0.6, 0.5, 0.9),
+        Tried("p", "stale-label", 0.8, 0.8, 0.6),
         Tried("q", "untouched", 1.0, 0.9, None),
     ]
     figures = trial_figures(tried, generator(0))
     assert list(figures) == ["n", "patients", "r", "r_low", "r_high", "mae", "dsc_err_median"]
-    assert (figures["n"], figures["patients"]) == (3, 2)
-    assert figures["r"] == pytest.approx(np.corrcoef([0.2, 0.6, 1.0], [0.4, 0.5, 0.9])[0, 1])
-    assert figures["mae"] == pytest.approx((0.2 + 0.1 + 0.1) / 3)
-    assert figures["dsc_err_median"] == pytest.approx(0.7)
-    alone = trial_figures(tried[2:], generator(0))
+    assert (figures["n"], figures["patients"]) == (4, 2)
+    assert figures["r"] == pytest.approx(np.corrcoef([0.2, 0.6, 0.8, 1.0], [0.4, 0.5, 0.8, 0.9])[0, 1])
+    assert figures["mae"] == pytest.approx((0.2 + 0.1 + 0.0 + 0.1) / 4)
+    assert figures["dsc_err_median"] == 0.6
+    alone = trial_figures(tried[3:], generator(0))
     assert (alone["r"], alone["r_low"], alone["dsc_err_median"]) == (None, None, None)
 
 

@@ -274,6 +274,18 @@ def test_another_training_is_refused(
     assert cut_off(*options) == 0
 
 
+def test_cases_that_changed_meanwhile_are_noticed(
+    cut_off: Run, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(trained / "data", data)
+    image: Any = nibabel.load(data / "imagesTr" / "case_03.nii.gz")
+    changed = nibabel.Nifti1Image(image.get_fdata(dtype=np.float32) + 1, image.affine)
+    nibabel.save(changed, data / "imagesTr" / "case_03.nii.gz")
+    assert cut_off(data=data) == 2
+    assert "holds an unfinished training with other cases; give" in capsys.readouterr().err
+
+
 def test_a_damaged_plan_is_named(cut_off: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for text in ("{", '{"task": 1}'):
         (tmp_path / "again.training" / "plan.json").write_text(text)
