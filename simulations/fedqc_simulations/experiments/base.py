@@ -130,6 +130,7 @@ def _begin(name: str, settings: Settings, task: Task, out: Path) -> None:
         "reproduces": name,
         "fedqc": __version__,
         "data": str(settings.data),
+        "layout": settings.layout,
         "task": task.digest,
         "seed": settings.seed,
         "quick": settings.quick,
@@ -137,7 +138,10 @@ def _begin(name: str, settings: Settings, task: Task, out: Path) -> None:
     }
     path = out / "settings.json"
     if path.exists():
-        before = json.loads(path.read_bytes())
+        try:
+            before = dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
+            raise ConfigError(f"{path}: cannot be read; restore it, or name another folder") from None
         changed = sorted(key for key in values if before.get(key) != values[key])
         if changed:
             raise ConfigError(
