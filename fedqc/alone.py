@@ -36,8 +36,6 @@ from fedqc.trial import Tried, trial_figures, try_model
 
 NAME = "alone"
 """Stands in what is drawn where a federation has the name of a site."""
-_PREPARED_AT_ONCE = 16
-"""Cases that are opened together while they are prepared: a process may hold only so many files open."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +101,7 @@ def train_alone(
     """
     method = get_method(job.qc.method)(job.task, job.qc)
     cases = CaseCache(cache, job.task)
-    for start in range(0, len(references), _PREPARED_AT_ONCE):
-        some = references[start : start + _PREPARED_AT_ONCE]
-        cases.prepare(some, workers=workers)
-        display.progress("preparing the cases", start + len(some), len(references))
+    cases.prepare(references, workers=workers, progress=partial(display.progress, "preparing the cases"))
     training, held_back = (CachedCases(cases, part) for part in split_references(references, job.seed))
     display.say(f"learns from {len(training)} cases; {len(held_back)} of other patients are held back")
     folder = out.with_name(f"{out.name}.training")

@@ -61,8 +61,10 @@ class CaseCache:
         *,
         workers: int = 1,
         progress: Callable[[int, int], None] | None = None,
-    ) -> list[Case]:
-        """The preprocessed cases in the order given, made by `workers` threads where they are not there yet.
+    ) -> None:
+        """Preprocess the cases that are not there yet.
+
+        None stays open: a memory-mapped case keeps two files open, and a process may have only so many.
 
         Args:
             cases: valid cases.
@@ -72,13 +74,14 @@ class CaseCache:
         Raises:
             DataError: as `get`.
         """
-        prepared = []
+
+        def make(files: CaseFiles) -> None:
+            self.get(files)
+
         with ThreadPoolExecutor(workers) as pool:
-            for done, case in enumerate(pool.map(self.get, cases), start=1):
-                prepared.append(case)
+            for done, _ in enumerate(pool.map(make, cases), start=1):
                 if progress is not None:
                     progress(done, len(cases))
-        return prepared
 
     def hashes(self, files: CaseFiles) -> tuple[str, ...]:
         """SHA-256 of each image and, last, of the label, remembered as long as size and time of change stay.

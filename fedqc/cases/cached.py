@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedqc.cases.cache import CaseCache
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
@@ -34,6 +37,25 @@ class CachedCases(Sequence[Case]):
         if isinstance(index, slice):
             return CachedCases(self._cache, self._files[index])
         return self._cache.get(self._files[index])
+
+
+class LabelsOf(Sequence[NDArray[np.uint8]]):
+    """The labels of cases, each read when it is asked for."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self._cases = cases
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, index: slice) -> "LabelsOf": ...
+    def __getitem__(self, index: int | slice) -> "NDArray[np.uint8] | LabelsOf":
+        if isinstance(index, slice):
+            return LabelsOf(self._cases[index])
+        return self._cases[index].label
 
 
 class ChosenCases(Sequence[Case]):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedqc.cases.cached import LabelsOf
 from fedqc.cases.volumes import Case
 from fedqc.config import SamplesConfig
 from fedqc.degradation.annotator import ANNOTATOR_KINDS, annotator_errors
@@ -105,7 +106,7 @@ class LabelFactory:
     """Makes degraded labels from a site's reference labels.
 
     Args:
-        references: `[X, Y, Z]` uint8 class indices, all of one size.
+        references: `[X, Y, Z]` uint8 class indices, all of one size; each is read when it is asked for.
         regions: Class indices of each region, see `Task.region_indices`.
         kinds: The kinds of error to make.
         device: Where labels are degraded and end up; the result is the same everywhere.
@@ -268,7 +269,7 @@ def degrade_cases(
     if not cases:
         return
     regions = task.region_indices()
-    factory = LabelFactory([case.label for case in cases], regions, kinds)
+    factory = LabelFactory(LabelsOf(cases), regions, kinds)
     for index, case in enumerate(cases):
         recipes = [recipe for kind in kinds if (recipe := factory.draw(rng, index, kind)) is not None]
         made = factory.make(recipes)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedqc.augmentation import augment
+from fedqc.cases.cached import LabelsOf
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, halved_when_full
 from fedqc.config import NetworkConfig, QCConfig
@@ -159,8 +160,7 @@ class PairMethod(Method):
         stored: Mapping[str, StoredLabels] | None = None,
     ) -> Iterator[PairBatch]:
         """Augmented QC samples, made chunk by chunk; images are read when their batch is made."""
-        labels = [case.label for case in cases]
-        factory = LabelFactory(labels, tuple(self.regions.values()), self.kinds, device, stored)
+        factory = LabelFactory(LabelsOf(cases), tuple(self.regions.values()), self.kinds, device, stored)
         pool = SamplePool(factory, self.config.samples, self.config.balance)
         samples = (
             (cases[recipe.case], label)
