@@ -40,12 +40,12 @@ class QCResUNetMethod(PairMethod):
         super().__init__(task, config)
 
     def deepest(self) -> tuple[int, int, int]:
-        """The size over the network's stride."""
-        with torch.device("meta"):  # only its stride is asked for
-            stride = self.build(0).stride
-        self.task.check_strides(stride)
-        x, y, z = self.task.size
-        return x // stride, y // stride, z // stride
+        """The feature map that is pooled; the corrective form halves whole voxels only."""
+        with torch.device("meta"):  # only its size is asked for
+            network = self.build(0)
+        if isinstance(network, CorrectiveQCResUNet):
+            self.task.check_strides(network.stride)
+        return network.deepest(self.task.size)
 
     def build(self, seed: int) -> QCResUNet | CorrectiveQCResUNet:
         """The network that `qc.network` describes; what is left out there has the architecture's default."""

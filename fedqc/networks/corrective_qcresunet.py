@@ -88,6 +88,11 @@ class CorrectiveQCResUNet(nn.Module):
         """Voxels of the input behind one voxel of the last layer; every axis must be a multiple of it."""
         return int(2 ** len(self.layers))
 
+    def deepest(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Voxels of the last feature map of an input of `size`; instance norm refuses a single one."""
+        x, y, z = (axis // self.stride for axis in size)
+        return x, y, z
+
     def forward(self, x: Tensor) -> QCOutput:
         """Image and label channels `[N, in_channels, X, Y, Z]` to quality and error map."""
         y = self.stem(x)

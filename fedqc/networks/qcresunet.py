@@ -59,7 +59,7 @@ class ResidualBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """Halve the channels, double the resolution, join the skip, two 3x3x3 convolutions."""
+    """Halve the channels, go to the skip's resolution, join it, two 3x3x3 convolutions."""
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class UpBlock(nn.Module):
         self.norm = nn.InstanceNorm3d(out_channels)  # without parameters, so both convolutions share it
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """`[N, in, X, Y, Z]` and a skip `[N, skip, 2X, 2Y, 2Z]` to `[N, out, 2X, 2Y, 2Z]`."""
-        x = F.interpolate(self.reduce(x), scale_factor=2.0, mode="nearest")
+        """`[N, in, X, Y, Z]` and a skip `[N, skip, 2X, 2Y, 2Z]`, or one less, to the skip's size."""
+        x = F.interpolate(self.reduce(x), size=skip.shape[2:], mode="nearest")
         x = F.leaky_relu(self.norm(self.conv1(torch.cat([skip, x], dim=1))), 0.01)
         return F.leaky_relu(self.norm(self.conv2(x)), 0.01)
 
@@ -121,7 +121,7 @@ class SideMaps(nn.Module):
 
 
 class QCResUNet(nn.Module):
-    """QCResUNet of any width and depth.
+    """QCResUNet of any width and depth, for inputs of any size.
 
     Args:
         in_channels: Modalities plus label channels.
@@ -192,10 +192,11 @@ class QCResUNet(nn.Module):
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    @property
-    def stride(self) -> int:
-        """Voxels of the input behind one voxel of the last layer; every axis must be a multiple of it."""
-        return int(self.stem_stride * 2 ** len(self.layers))
+    def deepest(self, size: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Voxels of the last feature map of an input of `size`; instance norm refuses a single one."""
+        stride = self.stem_stride * 2 ** len(self.layers)  # the max pool, and every layer but the first
+        x, y, z = (-(-axis // stride) for axis in size)
+        return x, y, z
 
     def forward(self, x: Tensor) -> QCOutput:
         """Image and label channels `[N, in_channels, X, Y, Z]` to quality and error map."""
@@ -215,9 +216,7 @@ class QCResUNet(nn.Module):
         for up, skip in zip(self.ups, [*features[-3:0:-1], pooled, stem], strict=True):
             y = up(y, skip)
             decoded.append(y)
-        if self.stem_stride > 1:
-            y = F.interpolate(y, scale_factor=float(self.stem_stride), mode="nearest")
-        logits = self.error(y)
+        logits = self.error(F.interpolate(y, size=x.shape[2:], mode="nearest"))
         if self.side_maps is not None:
             logits = self.side_maps(decoded, logits, x[:, -self.label_channels :])
         # A label is wrong at a voxel where the mask of some class is.

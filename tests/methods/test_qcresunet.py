@@ -76,6 +76,12 @@ def test_a_size_that_the_strides_do_not_divide(task: Task) -> None:
         QCResUNetMethod(task.model_copy(update={"size": (32, 17, 16)}), QCConfig())
 
 
+def test_the_published_network_takes_any_size(task: Task) -> None:
+    config = QCConfig(network=NetworkConfig(architecture="published", width=4))
+    method = QCResUNetMethod(task.model_copy(update={"size": (40, 56, 33)}), config)
+    assert method.shortest_axis == 2
+
+
 def test_a_size_of_one_voxel_in_the_last_layer(task: Task) -> None:
     with pytest.raises(ConfigError, match="8x8x8 leaves 1x1x1 voxels"):
         QCResUNetMethod(task.model_copy(update={"size": (8, 8, 8)}), QCConfig())

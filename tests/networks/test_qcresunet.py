@@ -44,19 +44,31 @@ def test_the_encoder_is_a_resnet_34_with_instance_norm() -> None:
     assert len(strided) == 32  # 2 convolutions in each of 3 + 4 + 6 + 3 blocks; with stem and head 34 layers
     assert sum(isinstance(module, nn.Dropout3d) for module in network.modules()) == 16
     assert {m.p for m in network.modules() if isinstance(m, nn.Dropout3d)} == {0.3}
-    assert network.stride == 32
+    assert network.deepest((96, 64, 33)) == (3, 2, 2)
 
 
 @pytest.mark.parametrize(("stem_stride", "stride"), [(2, 32), (1, 16)])
 def test_shapes(stem_stride: int, stride: int, x: Tensor) -> None:
     network = small(stem_stride=stem_stride)
-    assert network.stride == stride
+    assert network.deepest((64, 32, 32)) == (64 // stride, 32 // stride, 32 // stride)
     output = network(x)
     assert output.quality.shape == (2, 4)
     assert output.error_logits.shape == (2, 64, 32, 32)
     assert output.corrected is None
     assert output.quality.isfinite().all()
     assert output.error_logits.isfinite().all()
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_a_size_that_halving_does_not_divide(attention: bool) -> None:
+    network = QCResUNet(
+        in_channels=3, n_outputs=4, n_error_maps=2, width=4, blocks=(1, 1, 1, 1), attention=attention
+    )
+    output = network(torch.randn(1, 3, 40, 56, 33, generator=torch.Generator().manual_seed(1)))
+    assert network.deepest((40, 56, 33)) == (2, 2, 2)
+    assert output.quality.isfinite().all()
+    assert output.class_error_logits is not None
+    assert output.class_error_logits.shape == (1, 2, 40, 56, 33)
 
 
 def gradients(network: QCResUNet, value: Tensor) -> dict[str, bool]:

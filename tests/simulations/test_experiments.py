@@ -17,6 +17,8 @@ from scipy.stats import ttest_rel
 from fedqc.config import ComputeConfig, NetworkConfig, QCConfig, SourcesConfig
 from fedqc.display import Display
 from fedqc.errors import ConfigError, DataError
+from fedqc.methods.base import get_method
+from fedqc.task import load_task
 from tests.federation.runs import write_site, write_task
 
 SOURCES = SourcesConfig(rounds=2, local_steps=1, width=4, trees=2, learning_rate=0.01)
@@ -32,6 +34,14 @@ def tiny(row: Row, **network: Any) -> Row:
         "sources": SOURCES.model_dump() | {"folds": row.qc.sources.folds},
     }
     return Row(row.name, row.title, QCConfig.model_validate(config))
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_models_fit_the_task_that_the_tables_are_made_on(quick: bool) -> None:
+    task = load_task("msd-hippocampus")
+    rows = [*qcresunet.rows(quick), voxresnet.model(quick), robinson.model(quick)]
+    methods = [get_method(row.qc.method)(task, row.qc) for row in rows]
+    assert len({method.name for method in methods}) == len(rows) - 1  # QCResUNet in both forms
 
 
 @pytest.fixture
