@@ -43,7 +43,7 @@ def test_a_site_may_have_more_cases_than_a_process_may_open_files(
     cache.prepare(files, workers=2)
     cases = CachedCases(cache, files)
     method = QCResUNetMethod(task, QCConfig(network=NetworkConfig(width=4, blocks=(1, 1))))
-    plan = RoundPlan("seed", "site", 1, 1, 20, 4)
+    plan = RoundPlan(0, "site", 1, 1, 20, 4)
     result = method.train_round(method.build(0), cases, plan, choose_compute("cpu", "fp32"))
     assert result.samples == 80
     tried = {sample.case.id for sample in degrade_cases(cases, task, ["shift"], np.random.default_rng(0))}
