@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fedqc_simulations.experiments import base, qcresunet, robinson, voxresnet
-from fedqc_simulations.experiments.base import Judged, Row, Settings
+from fedqc_simulations.experiments.base import Judged, Row, Settings, evenly
 from fedqc_simulations.experiments.measures import estimate, figures_of, paired
 from fedqc_simulations.experiments.reproduce import EXPERIMENTS, reproduce
 from rich.console import Console
@@ -42,6 +42,19 @@ def test_the_models_fit_the_task_that_the_tables_are_made_on(quick: bool) -> Non
     rows = [*qcresunet.rows(quick), voxresnet.model(quick), robinson.model(quick)]
     methods = [get_method(row.qc.method)(task, row.qc) for row in rows]
     assert len({method.name for method in methods}) == len(rows) - 1  # QCResUNet in both forms
+
+
+def test_test_labels_are_of_all_qualities_and_none_is_taken_twice() -> None:
+    dsc = np.array([0.05] * 3 + [0.55] * 25 + [0.8] * 100 + [1.0] * 40)
+    chosen = evenly(dsc, np.random.default_rng(0))
+    assert len(set(chosen)) == len(chosen)
+    values, counts = np.unique(dsc[chosen], return_counts=True)
+    assert dict(zip(values, counts, strict=True)) == {0.05: 3, 0.55: 25, 0.8: 25, 1.0: 25}
+    assert not np.array_equal(chosen, evenly(dsc, np.random.default_rng(1)))
+
+
+def test_of_few_labels_all_are_taken() -> None:
+    assert len(evenly(np.array([0.1, 0.1, 0.5, 0.9]), np.random.default_rng(0))) == 4
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fedqc import __version__
 from fedqc.alone import Job, train_rounds
@@ -207,6 +208,26 @@ class Sample:
     index: int
     """Among the labels of its source."""
     known: StoredLabel
+
+
+BINS = 10
+RARE = 20
+
+
+def evenly(dsc: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Indices of labels of all qualities: equally many of each tenth of DSC, and none twice.
+
+    As many as the rarest tenth holds that has 20 or more; rarer ones are taken whole.
+
+    Args:
+        dsc: `[n]` in [0, 1].
+        rng: chooses among the labels of a tenth.
+    """
+    tenth = np.minimum((dsc * BINS).astype(int), BINS - 1)
+    counts = np.bincount(tenth, minlength=BINS)
+    most = min(counts[counts >= RARE], default=counts.max())
+    chosen = [rng.permutation(np.flatnonzero(tenth == index))[:most] for index in range(BINS)]
+    return np.sort(np.concatenate(chosen))
 
 
 class TestLabels:

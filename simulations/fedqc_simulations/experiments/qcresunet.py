@@ -4,7 +4,8 @@ In-sample labels: those of the project's segmenter after every round of its trai
 and once for all of them (`snapshots`), and three SegGen deformations of each reference. Out-of-sample: labels
 of a VoxResNet, an architecture that no label in training came from, all five outputs after every round. The
 segmenters behind the test labels were trained on the training patients, as the paper's were; those behind
-the training labels on the other fold of them. The test labels are balanced by their DSC, as in the paper.
+the training labels on the other fold of them. Of the test labels, equally many of each tenth of DSC are
+taken.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,6 @@ import numpy as np
 
 from fedqc.cases.layouts import CaseFiles
 from fedqc.config import NetworkConfig, QCConfig, SamplesConfig, SourcesConfig
-from fedqc.degradation.balance import quantile_balance
 from fedqc.degradation.samples import LabelFactory
 from fedqc.degradation.seggen import SegGen
 from fedqc.label_sources.making import label_store
@@ -29,6 +29,7 @@ from fedqc_simulations.experiments.base import (
     Table,
     TestLabels,
     Workshop,
+    evenly,
     trained,
     tried,
     write_tables,
@@ -110,7 +111,7 @@ def test_labels(
     groups = {}
     for name, samples in (("in-sample", inside), ("out-of-sample", outside)):
         dsc = np.array([one.known.mean for one in samples])
-        chosen = np.unique(quantile_balance(dsc, len(dsc), generator(workshop.seed, "balance", name)))
+        chosen = evenly(dsc, generator(workshop.seed, "balance", name))
         groups[name] = [samples[index] for index in chosen]
         draw_balance(workshop.out / f"balance-{name}.png", name, dsc, dsc[chosen])
     return labels, groups

@@ -1,9 +1,8 @@
 """Table 1 of Robinson et al. (MICCAI 2018), experiment 1: DSC of every class, from labels of a random forest.
 
-The forest segments each case at ten depths, and never a case of a patient that it learned from. Test labels
-are balanced by the histogram of the DSC of all classes, as those in training; one that was drawn several
-times is tried once. Experiment 2, the same network trained on scores of reverse classification accuracy,
-needs that method, which is not part of fedqc yet.
+The forest segments each case at ten depths, and never a case of a patient that it learned from. Of the test
+labels, equally many of each tenth of the DSC of all classes are taken. Experiment 2, the same network trained
+on scores of reverse classification accuracy, needs that method, which is not part of fedqc yet.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from fedqc.config import NetworkConfig, QCConfig, SamplesConfig, SourcesConfig
-from fedqc.degradation.balance import histogram_balance
 from fedqc.label_sources.making import FOREST, label_store
 from fedqc.methods.robinson import WHOLE
 from fedqc.metrics.agreement import mae, mae_sd
@@ -27,6 +25,7 @@ from fedqc_simulations.experiments.base import (
     Table,
     TestLabels,
     Workshop,
+    evenly,
     made_labels,
     trained,
     tried,
@@ -77,7 +76,7 @@ def reproduce(workshop: Workshop) -> None:
     store = label_store(folder, FOREST, workshop.task, row.qc.sources, workshop.seed)
     labels = TestLabels(workshop.opened(test), {FOREST: store})
     dsc = np.array([_whole_dsc(labels, one) for one in labels.samples])
-    chosen = np.unique(histogram_balance(dsc, len(dsc), generator(workshop.seed, "balance")))
+    chosen = evenly(dsc, generator(workshop.seed, "balance"))
     draw_balance(workshop.out / "balance.png", "forest", dsc, dsc[chosen])
     samples = [labels.samples[index] for index in chosen]
     judged = _whole(tried(workshop, row.name, lambda: trained(workshop, row, training), labels, samples))
