@@ -20,7 +20,7 @@ import io
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -31,6 +31,8 @@ from pydantic import ConfigDict, Field, SkipValidation, ValidationError
 
 from fedqc.config import CurationConfig, FederationName, FrozenModel, QCConfig, SegmentationConfig, SiteName
 from fedqc.errors import ProtocolError
+from fedqc.statistics.privacy import HIDDEN
+from fedqc.statistics.site import N_BINS
 
 PROTOCOL_VERSION = 2
 
@@ -319,6 +321,8 @@ class TrainReply:
     """Training samples drawn (steps times batch): the averaging weight."""
     losses: dict[str, float]
     """Means over the round; empty where too few patients are behind them."""
+    labels: Mapping[str, Number | list[int] | list[float]] = field(default_factory=dict)
+    """What the QC model was trained on, as counts of labels: `made`, `chosen` and `sources.NAME`."""
 
 
 @dataclass(frozen=True)
@@ -341,6 +345,7 @@ def reply_to_records(reply: Reply) -> RecordDict:
         case TrainReply():
             training: Statistics = {"samples": reply.samples}
             training |= {f"loss.{name}": value for name, value in reply.losses.items()}
+            training |= {f"labels.{name}": value for name, value in reply.labels.items()}
             return RecordDict(
                 {WEIGHTS: weights_to_record(reply.weights), TRAINING: MetricRecord(dict(training))}
             )
@@ -370,13 +375,26 @@ def reply_from_records(records: RecordDict, kind: str) -> Reply:
     samples = numbers.pop("samples", None)
     if not isinstance(samples, int) or samples < 1:
         raise ProtocolError(f"{kind}: 'samples' is missing or is no count above 0")
-    losses = {}
+    losses: dict[str, float] = {}
+    labels: Statistics = {}
     for key, value in numbers.items():
-        if not key.startswith("loss.") or not isinstance(value, float):
-            raise ProtocolError(f"{kind}: {key!r} is no loss")
-        losses[key.removeprefix("loss.")] = value
+        prefix, _, name = key.partition(".")
+        if prefix == "loss" and isinstance(value, float):
+            losses[name] = value
+        elif prefix == "labels" and kind == TrainRequest.kind and _counts_labels(name, value):
+            labels[name] = value
+        else:
+            raise ProtocolError(f"{kind}: {key!r} is neither a loss nor a count of labels")
     weights = weights_from_record(records.array_records[WEIGHTS])
-    return TrainReply(weights=weights, samples=samples, losses=losses)
+    return TrainReply(weights=weights, samples=samples, losses=losses, labels=labels)
+
+
+def _counts_labels(name: str, value: object) -> bool:
+    """Whether it is a histogram of labels before or after balancing, or a number of labels of one source."""
+    if name in {"made", "chosen"}:
+        counts = value if isinstance(value, list) else []
+        return len(counts) == N_BINS and all(isinstance(count, int) and count >= HIDDEN for count in counts)
+    return name.startswith("sources.") and isinstance(value, int) and value >= 0
 
 
 def _error_code(records: RecordDict) -> ErrorCode:

@@ -355,7 +355,19 @@ def options_of(words: list[str]) -> list[click.Option]:
 
 
 @pytest.mark.parametrize(
-    "command", ["check", "server", "client", "simulate", "segment", "init site", "init federation"]
+    "command",
+    [
+        "check",
+        "server",
+        "client",
+        "simulate",
+        "segment",
+        "train",
+        "score",
+        "reproduce",
+        "init site",
+        "init federation",
+    ],
 )
 def test_every_option_is_documented_with_its_default(command: str) -> None:
     text = section(DOCS / "reference" / "command-line.md", f"fedqc {command}")

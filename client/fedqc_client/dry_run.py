@@ -79,8 +79,10 @@ def what_would_leave(site_file: Path, federation: FederationConfig | None = None
         if kind in networks:
             for network in networks[kind]:
                 yield Leaving(kind, "weights", _form(network))
-                losses = "samples (steps times batch size), means of the parts of a loss"
-                yield Leaving(kind, "training", losses)
+                numbers = "samples (steps times batch size), means of the parts of a loss"
+                if kind == "train.qc":
+                    numbers += ", counts of the labels that were trained on, by their DSC and their source"
+                yield Leaving(kind, "training", numbers)
         else:
             keys = ", ".join(sorted(statistic_keys(kind, task)))
             yield Leaving(kind, next(iter(records)), f"at most the numbers {keys}")

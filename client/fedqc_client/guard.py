@@ -21,6 +21,7 @@ from flwr.app import Context, Message, RecordDict
 from fedqc.cases.problems import ErrorCode as ErrorCodeOfCase
 from fedqc.config import SiteConfig, load_site
 from fedqc.curation.rules import Outcome as Decided
+from fedqc.degradation.samples import ALL_KINDS, STORED_KINDS, source_of
 from fedqc.errors import (
     ConfigError,
     DataError,
@@ -57,6 +58,7 @@ from fedqc.statistics.site import (
     CurationSummary,
     DataSummary,
     Figure,
+    LabelsSummary,
     SegmentationSummary,
 )
 from fedqc.statistics.update_privacy import clipped_and_noised
@@ -67,6 +69,9 @@ from fedqc_client.policy import refusal
 
 LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
 MAX_LOSSES = 16
+SOURCES = {source_of(kind) for kind in (*ALL_KINDS, *STORED_KINDS)}
+LABEL_KEYS = frozenset({"made", "chosen"} | {f"sources.{name}" for name in SOURCES})
+"""Counts of the labels that a QC model is trained on."""
 
 
 _TRAINING = (TrainSegmenterRequest, TrainRequest, TrainSegmentationRequest)
@@ -79,6 +84,7 @@ class Trained:
     weights: Weights
     samples: int
     losses: dict[str, Figure]
+    labels: LabelsSummary | None = None
 
 
 Summary = DataSummary | CrossCheckSummary | CalibrationSummary | CurationSummary | SegmentationSummary
@@ -200,7 +206,8 @@ def _filtered(outcome: Outcome, min_count: int) -> Reply:
         case Trained():
             released = release(outcome.losses, min_count)
             losses = {name: value for name, value in released.items() if isinstance(value, float)}
-            return TrainReply(weights=outcome.weights, samples=outcome.samples, losses=losses)
+            labels = dict(release(outcome.labels or {}, min_count))
+            return TrainReply(weights=outcome.weights, samples=outcome.samples, losses=losses, labels=labels)
         case (
             DataSummary()
             | CrossCheckSummary()
@@ -228,6 +235,8 @@ def _check(reply: Reply, site: SiteConfig, request: Request) -> None:
             _check_weights(reply.weights, request.weights)
             if len(reply.losses) > MAX_LOSSES or not all(LOSS_NAME.fullmatch(name) for name in reply.losses):
                 raise GuardError(f"{request.kind}: losses are named {sorted(reply.losses)}")
+            if unknown := sorted(set(reply.labels) - LABEL_KEYS):
+                raise GuardError(f"{request.kind}: counts of labels are named {unknown}")
 
 
 def _check_weights(sent: Weights, received: Weights) -> None:

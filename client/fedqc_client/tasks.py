@@ -1,7 +1,7 @@
 """What a site does in each phase. Nothing here sends anything: the guard decides about the outcome."""
 
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from fedqc.curation.manifest import (
     write_scores,
 )
 from fedqc.curation.rules import ThresholdRule
-from fedqc.degradation.samples import ALL_KINDS, degrade_cases
+from fedqc.degradation.samples import ALL_KINDS, DrawnLabels, degrade_cases, source_of
 from fedqc.errors import DataError, ModelError, ProtocolError
 from fedqc.label_sources.making import (
     FOREST,
@@ -70,10 +70,12 @@ from fedqc.statistics.site import (
     CurationSummary,
     DataSummary,
     Figure,
+    LabelsSummary,
     SegmentationSummary,
     summarise_calibration,
     summarise_cross_check,
     summarise_curation,
+    summarise_labels,
     summarise_segmentation,
 )
 from fedqc.task import Task, load_task
@@ -163,7 +165,8 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     def train_round(plan: RoundPlan, compute: Compute, progress: Progress) -> RoundResult:
         return method.train_round(network, cases, plan, compute, progress, stored=stored)
 
-    return _trained(site, request, qc, network, cases.patients, train_round)
+    owners = [files.patient for files in training]
+    return _trained(site, request, qc, network, cases.patients, train_round, owners)
 
 
 def cross_check(site: SiteConfig, request: CrossCheckRequest) -> CrossCheckSummary | ErrorReply:
@@ -384,6 +387,7 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
     network: nn.Module,
     patients: Collection[str],
     train_round: Callable[[RoundPlan, Compute, Progress], RoundResult],
+    owners: Sequence[str] = (),
 ) -> Trained:
     """This site's share of a round of training.
 
@@ -396,6 +400,7 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
         network: with the weights of the request.
         patients: whose cases are trained on, one or more.
         train_round: trains the network in place.
+        owners: the patient of each case, where it draws labels of known quality.
     """
     compute, watch = _compute(site), Activity.at(site, request)
     before = (request.round - 1) * config.local_steps
@@ -429,6 +434,14 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
         losses={
             name: Figure(value=float(value), patients=n_patients) for name, value in result.losses.items()
         },
+        labels=None if result.drawn is None else _labels_summary(result.drawn, owners),
+    )
+
+
+def _labels_summary(drawn: DrawnLabels, owners: Sequence[str]) -> LabelsSummary:
+    return summarise_labels(
+        [(owners[case], dsc) for case, _, dsc in drawn.made],
+        [(owners[case], source_of(kind), dsc) for case, kind, dsc in drawn.chosen],
     )
 
 

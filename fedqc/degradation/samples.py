@@ -1,7 +1,7 @@
 """QC samples: an image, a degraded label, and what is then known exactly about that label."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal, Protocol, overload
 
@@ -74,6 +74,24 @@ class Degraded:
         """These samples, then the other ones."""
         pairs = [(getattr(self, name), getattr(other, name)) for name in ("label", "dsc", "present", "mean")]
         return Degraded(self.recipes + other.recipes, *(torch.cat(pair) for pair in pairs))
+
+
+@dataclass
+class DrawnLabels:
+    """The labels of some training, each as the index of its case, its kind and its mean DSC."""
+
+    made: list[tuple[int, str, float]] = field(default_factory=list)
+    """Before balancing."""
+    chosen: list[tuple[int, str, float]] = field(default_factory=list)
+    """After it: those that were trained on, before their augmentation."""
+
+    def note(self, made: Degraded, chosen: Degraded) -> None:
+        """Take down labels that were made, and those of them that were chosen."""
+        for labels, taken in ((self.made, made), (self.chosen, chosen)):
+            labels += [
+                (recipe.case, recipe.kind, dsc)
+                for recipe, dsc in zip(taken.recipes, taken.mean.tolist(), strict=True)
+            ]
 
 
 class _Labels(Sequence[Tensor]):
@@ -186,6 +204,7 @@ class SamplePool:
     ) -> None:
         self.factory = factory
         self.balance = balance
+        self.drawn = DrawnLabels()
         annotator = [kind for kind in factory.kinds if kind in ANNOTATOR_KINDS]
         shares = dict.fromkeys(annotator, samples.annotator / max(1, len(annotator)))
         if SegGen.kind in factory.kinds:
@@ -211,6 +230,7 @@ class SamplePool:
         n_untouched = int(rng.binomial(count, self.untouched)) if self.kinds else count
         cases = rng.integers(len(self.factory.references), size=n_untouched)
         untouched = self.factory.make([Recipe(int(case), Untouched.kind, {}) for case in cases])
+        self.drawn.note(untouched, untouched)
         if n_untouched == count:
             return untouched
         degraded = self._balanced(rng, count - n_untouched)
@@ -231,11 +251,17 @@ class SamplePool:
             if recipe is not None:
                 recipes.append(recipe)
         made = self.factory.make(recipes)
-        if self.balance == "none":
-            return made
-        dsc = made.mean.cpu().numpy()
-        choose = quantile_balance if self.balance == "quantile" else histogram_balance
-        return made.chosen(choose(dsc, count, rng))
+        chosen = made
+        if self.balance != "none":
+            choose = quantile_balance if self.balance == "quantile" else histogram_balance
+            chosen = made.chosen(choose(made.mean.cpu().numpy(), count, rng))
+        self.drawn.note(made, chosen)
+        return chosen
+
+
+def source_of(kind: str) -> str:
+    """Which of the shares of `qc.samples` a kind belongs to, with `-` for `_`."""
+    return "annotator" if kind in ANNOTATOR_KINDS else kind
 
 
 def stored_shares(samples: SamplesConfig) -> dict[str, float]:

@@ -13,7 +13,7 @@ from torch import nn
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
-from fedqc.degradation.samples import StoredLabels
+from fedqc.degradation.samples import DrawnLabels, StoredLabels
 from fedqc.errors import ConfigError
 from fedqc.task import Task
 from fedqc.training import Progress
@@ -65,6 +65,8 @@ class RoundResult:
     """Means over the steps."""
     samples: int
     """Training samples drawn (steps times batch size): the weight in federated averaging."""
+    drawn: DrawnLabels | None = None
+    """The labels of known quality that were trained on, where there are any."""
 
 
 class Method(ABC):

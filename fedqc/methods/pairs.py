@@ -144,24 +144,26 @@ class PairMethod(Method):
         # Dropout draws from PyTorch's own generator.
         with torch.random.fork_rng(devices=[compute.device] if compute.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(plan.seed, "dropout", plan.site, plan.round))
-            batches = self.batches(cases, rng, plan.steps, plan.batch_size, compute.device, stored=stored)
+            pool = self.pool(cases, compute.device, stored)
+            batches = self.batches(cases, pool, rng, plan.steps, plan.batch_size)
             placed, settings = compute.place(network), self.settings(plan)
             losses = train(placed, batches, self.losses, settings, compute, progress)
-        return RoundResult(losses, plan.steps * plan.batch_size)
+        return RoundResult(losses, plan.steps * plan.batch_size, pool.drawn)
 
-    def batches(
+    def pool(
         self,
         cases: Sequence[Case],
-        rng: np.random.Generator,
-        steps: int,
-        batch_size: int,
-        device: torch.device,
-        *,
+        device: torch.device | None = None,
         stored: Mapping[str, StoredLabels] | None = None,
+    ) -> SamplePool:
+        """Labels of known quality of the cases, which are made when they are drawn."""
+        factory = LabelFactory(LabelsOf(cases), tuple(self.regions.values()), self.kinds, device, stored)
+        return SamplePool(factory, self.config.samples, self.config.balance)
+
+    def batches(
+        self, cases: Sequence[Case], pool: SamplePool, rng: np.random.Generator, steps: int, batch_size: int
     ) -> Iterator[PairBatch]:
         """Augmented QC samples, made chunk by chunk; images are read when their batch is made."""
-        factory = LabelFactory(LabelsOf(cases), tuple(self.regions.values()), self.kinds, device, stored)
-        pool = SamplePool(factory, self.config.samples, self.config.balance)
         samples = (
             (cases[recipe.case], label)
             for chunk in pool.chunks(rng, steps * batch_size)
@@ -169,9 +171,9 @@ class PairMethod(Method):
         )
         for _ in range(steps):
             batch = list(islice(samples, batch_size))
-            image = torch.from_numpy(np.stack([case.image for case, _ in batch])).to(device)
-            reference = torch.from_numpy(np.stack([case.label for case, _ in batch])).to(device)
-            label = torch.stack([label for _, label in batch]).to(device)
+            label = torch.stack([label for _, label in batch])
+            image = torch.from_numpy(np.stack([case.image for case, _ in batch])).to(label.device)
+            reference = torch.from_numpy(np.stack([case.label for case, _ in batch])).to(label.device)
             image, reference, label = augment(rng, image, reference, label)
             yield self.batch(rng, image, reference, label)
 

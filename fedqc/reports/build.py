@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -731,6 +732,7 @@ def training_section(record: RunRecord) -> Section:
         "differ. A loss says how training went, not how good the model is on new cases."
     )
     parts: list[Part] = [Figure("Training loss, round by round", caption, figures.loss_curves(curves))]
+    parts += _training_labels(record)
     if spent := record.run.get("update_privacy"):
         worth = ", ".join(f"{significant(value)} ({stage})" for stage, value in spent["epsilon"].items())
         parts.append(
@@ -744,6 +746,39 @@ def training_section(record: RunRecord) -> Section:
 
 
 # ------------------------------------------------------------------------------------- faults, time, files
+
+
+def _training_labels(record: RunRecord) -> list[Part]:
+    """The labels of known quality that the QC model was trained on, as far as sites told of them."""
+    sites: dict[str, tuple[list[int], list[int]]] = {}
+    sources: Counter[str] = Counter()
+    for one in stages(record).get("qc", ()):
+        for site, told in one.get("sites", {}).items():
+            labels = told.get("labels", {})
+            if {"made", "chosen"} <= labels.keys():
+                made, chosen = sites.get(site, ([], []))
+                sites[site] = _added(made, labels["made"]), _added(chosen, labels["chosen"])
+            for key in labels.keys() - {"made", "chosen"}:
+                sources[key.removeprefix("sources.")] += labels[key]
+    if not sites:
+        return []
+    shares = [f"{name} {one / sources.total():.0%}" for name, one in sources.most_common()]
+    told_of = f" Sources: {listed(shares)}." if shares else ""
+    return [
+        Figure(
+            "Labels that the QC model learned from",
+            "The true DSC of the labels that were made for training, and of those that balancing chose among "
+            "them, over all rounds. Good: blue reaches from poor to good and is flatter than the line. Bad: "
+            "a gap, a quality that the model has never seen; add a source of labels that fills it "
+            f"(qc.samples).{told_of}{_more(sites, figures.MOST_PANELS)}",
+            figures.label_histograms(dict(list(sites.items())[: figures.MOST_PANELS])),
+        )
+    ]
+
+
+def _added(sums: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """Sums of counts, in which -1 stands for a small one that was not told."""
+    return [before + max(0, more) for before, more in zip_longest(sums, counts, fillvalue=0)]
 
 
 def faults_section(record: RunRecord) -> Section:

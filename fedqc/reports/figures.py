@@ -186,6 +186,40 @@ def quality_histograms(
 
 
 @_drawn
+def label_histograms(sites: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> Figure:
+    """Small multiples: the DSC of the labels that were made at each site, and of those trained on.
+
+    Args:
+        sites: counts before and after balancing, in bins of equal width in [0, 1].
+    """
+    columns = min(4, max(2, len(sites)))
+    rows = -(-len(sites) // columns)
+    figure = Figure(figsize=(WIDTH, 0.75 + 1.65 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    for axes, (name, parts) in zip(grid.flat, sites.items(), strict=False):
+        made, chosen = ([100 * count / max(1, sum(counts)) for count in counts] for counts in parts)
+        edges = [index / len(made) for index in range(len(made) + 1)]
+        axes.stairs(chosen, edges, fill=True, color=BLUE, alpha=0.85)
+        axes.stairs(made, edges, color=VERMILLION, linewidth=1.4)
+        axes.set(xlim=(0, 1), ylim=(0, max(1.0, *made, *chosen) * 1.08), xticks=[0, 0.25, 0.5, 0.75, 1])
+        axes.set_xticklabels(["0", "", "0.5", "", "1"])
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=2))
+        axes.set_title(_short(name))
+    for axes in list(grid.flat)[len(sites) :]:
+        axes.set_visible(False)
+    for axes in grid[-1]:
+        axes.set_xlabel("true DSC")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("labels, %")
+    handles: list[Any] = [
+        Line2D([], [], color=VERMILLION, linewidth=1.4, label="made"),
+        Patch(color=BLUE, alpha=0.85, label="trained on"),
+    ]
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
+    return figure
+
+
+@_drawn
 def decision_bars(sites: Mapping[str, Mapping[str, int | None]]) -> Figure:
     """A stacked bar for each site: how many annotations are kept, left to a person, dropped.
 

@@ -138,6 +138,17 @@ class CurationSummary(FrozenModel):
     regions_mean: dict[str, Figure]
 
 
+class LabelsSummary(FrozenModel):
+    """Labels of known quality that the QC model was trained on in a round (phase train.qc)."""
+
+    made: Histogram
+    """By their DSC, before balancing."""
+    chosen: Histogram
+    """By their DSC, after balancing."""
+    sources: Tally
+    """The chosen by where they come from."""
+
+
 class SegmentationSummary(FrozenModel):
     """How well the segmentation model does on a site's references (phase evaluate.segmentation)."""
 
@@ -206,6 +217,26 @@ def summarise_cross_check(quality: ArrayLike, patients: Sequence[str]) -> CrossC
     return CrossCheckSummary(
         references=Figure(value=len(owner), patients=_distinct(owner)),
         **_mean_and_sd("quality", scores, owner),
+    )
+
+
+def summarise_labels(
+    made: Sequence[tuple[str, float]], chosen: Sequence[tuple[str, str, float]]
+) -> LabelsSummary:
+    """Summarise labels of known quality that were trained on.
+
+    Args:
+        made: patient and DSC of each label before balancing, one or more.
+        chosen: patient, source and DSC of each label after it, one or more.
+
+    Raises:
+        DataError: a DSC is outside [0, 1].
+    """
+    patients, sources, dsc = zip(*chosen, strict=True)
+    return LabelsSummary(
+        made=quality_histogram([value for _, value in made], [patient for patient, _ in made]),
+        chosen=quality_histogram(dsc, patients),
+        sources=_tally(_strings(sources), _strings(patients), sorted(set(sources))),
     )
 
 
@@ -334,11 +365,14 @@ def quality_histogram(quality: ArrayLike, patients: Sequence[str]) -> Histogram:
 
 def _decisions(outcomes: Sequence[Outcome], owner: NDArray[np.str_]) -> Tally | None:
     """Candidates by outcome; an outcome that nobody has is no group."""
-    decided = _strings([outcome.value for outcome in outcomes])
-    groups = {name.value: owner[decided == name.value] for name in Outcome}
-    groups = {name: members for name, members in groups.items() if len(members)}
-    if not groups:
-        return None
+    decided = [outcome.value for outcome in outcomes]
+    there = [name.value for name in Outcome if name.value in decided]
+    return _tally(_strings(decided), owner, there) if there else None
+
+
+def _tally(group_of: NDArray[np.str_], owner: NDArray[np.str_], names: Sequence[str]) -> Tally:
+    """How many there are of each group."""
+    groups = {name: owner[group_of == name] for name in names}
     return Tally(
         names=tuple(groups),
         counts=tuple(len(members) for members in groups.values()),

@@ -89,6 +89,8 @@ def _round(run: Run, stage: Stage, sites: Collection[str], before: Checkpoint) -
             updates.add(site, reply.weights, reply.samples, sent)
             received += _size(reply.weights)
             told[site] = {"samples": reply.samples, "losses": reply.losses}
+            if reply.labels:
+                told[site]["labels"] = dict(reply.labels)
             run.folder.event("update-received", site=site, loss=reply.losses.get("loss"), **where)
         for site in updates.refuse_huge(averaging.norm_factor):
             failed[site] = "norm-exceeds-bound"

@@ -271,3 +271,20 @@ def test_a_region_that_is_not_there_and_a_kind_that_is_not_possible_are_left_out
     assert made.kind == "over-contouring"
     assert set(made.dsc) == {"core", "whole"}
     assert list(degrade_cases([], task, ALL_KINDS, np.random.default_rng(0))) == []
+
+
+@pytest.mark.parametrize("balance", ["none", "quantile", "histogram"])
+def test_what_was_drawn_is_noted(
+    references: References, balance: Literal["none", "quantile", "histogram"]
+) -> None:
+    pool = SamplePool(LabelFactory(references, REGIONS), SamplesConfig(untouched=0.2), balance)
+    sample = drawn(pool, 48)
+    noted = [
+        (recipe.case, recipe.kind, mean)
+        for recipe, mean in zip(sample.recipes, sample.mean.tolist(), strict=True)
+    ]
+    assert sorted(pool.drawn.chosen) == sorted(noted)
+    assert set(pool.drawn.chosen) <= set(pool.drawn.made)
+    untouched = sum(kind == "untouched" for _, kind, _ in noted)
+    assert 0 < untouched < 48
+    assert len(pool.drawn.made) == untouched + (48 - untouched) * (1 if balance == "none" else 2)

@@ -42,9 +42,11 @@ from fedqc.statistics.site import (
     CrossCheckSummary,
     DataSummary,
     Figure,
+    LabelsSummary,
     SegmentationSummary,
     Volume,
     summarise_cross_check,
+    summarise_labels,
     summarise_segmentation,
 )
 from fedqc.task import load_task
@@ -117,6 +119,18 @@ def test_an_answer_leaves_with_a_line_in_the_ledger(site_file: Path) -> None:
         "sha256": sha256,
         "keys": {"weights": ["w", "n"], "training": ["samples", "loss.loss"]},
     }
+
+
+def test_counts_of_labels_are_filtered_by_the_patients_behind_them(site_file: Path) -> None:
+    made = [(patient, 0.5) for patient in "aabbc"] + [("a", 0.75), ("b", 0.75), ("a", 0.95)]
+    chosen = [(patient, "seggen", 0.5) for patient in "abc"]
+    trained = Trained(WEIGHTS, 4, {}, summarise_labels(made, chosen))
+    reply = ask(site_file, train_request(), lambda site, request: trained)
+    told = dict(reply.content["training"])
+    # Patient a alone would follow from the total if the bin of two patients were told.
+    assert told["labels.made"] == [-1, -1, -1, -1, -1, 5, -1, -1, -1, -1]
+    assert told["labels.chosen"] == [-1, -1, -1, -1, -1, 3, -1, -1, -1, -1]
+    assert told["labels.sources.seggen"] == 3
 
 
 @pytest.mark.parametrize(
@@ -198,6 +212,11 @@ def test_the_stricter_min_count_holds(
     assert dict(reply.content["training"]) == {"samples": 16}
 
 
+def labels_from(source: str) -> LabelsSummary:
+    """A label of each of two patients, enough to be told."""
+    return summarise_labels([("p", 0.5), ("q", 0.5)], [("p", source, 0.5), ("q", source, 0.5)])
+
+
 FORBIDDEN: list[tuple[Request, Outcome]] = [
     (HandshakeRequest(**COMMON), HELLO.model_copy(update={"site": "b"})),
     (HandshakeRequest(**COMMON), HELLO.model_copy(update={"task": "Maria Muster"})),
@@ -220,6 +239,8 @@ FORBIDDEN: list[tuple[Request, Outcome]] = [
     (train_request(), Trained(WEIGHTS, 1, {"Maria-Muster": Figure(value=1.0, patients=4)})),
     (train_request(), Trained(WEIGHTS, 1, {f"a{'b' * n}": Figure(value=1.0, patients=4) for n in range(17)})),
     (train_request(), Trained(WEIGHTS, 1, {"loss": 0.5})),  # type: ignore[dict-item]
+    (train_request(), Trained(WEIGHTS, 1, {}, labels_from("Maria"))),
+    (TRAIN_SEGMENTATION, Trained(WEIGHTS, 1, {}, labels_from("seggen"))),
     (TRAIN_SEGMENTATION, Trained({"w": WEIGHTS["w"]}, 1, {})),
     (TRAIN_SEGMENTATION, Trained(WEIGHTS | {"w": np.full((2, 2), np.nan, np.float32)}, 1, {})),
     (TRAIN_SEGMENTATION, summarise_cross_check([0.5, 0.6], ["p", "q"])),

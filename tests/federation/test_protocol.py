@@ -122,6 +122,42 @@ def test_an_update_comes_back_as_it_went(kind: str) -> None:
     assert list(reply.weights) == list(WEIGHTS)
 
 
+COUNTS: dict[str, int | list[int]] = {
+    "made": [0, 8, *[-1] * 8],
+    "chosen": [4] * 10,
+    "sources.seggen": 30,
+    "sources.side-outputs": 10,
+}
+
+
+def test_counts_of_labels_come_with_an_update_of_qc() -> None:
+    records = reply_to_records(TrainReply(weights=WEIGHTS, samples=40, losses={}, labels=COUNTS))
+    reply = reply_from_records(records, "train.qc")
+    assert isinstance(reply, TrainReply)
+    assert reply.labels == COUNTS
+    with pytest.raises(ProtocolError, match="neither a loss nor a count of labels"):
+        reply_from_records(records, "train.segmentation")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("made", 3),
+        ("made", [1] * 9),
+        ("chosen", [-2] * 10),
+        ("chosen", [0.5] * 10),
+        ("sources.seggen", -1),
+        ("sources.seggen", [1] * 10),
+        ("sources.seggen", 0.5),
+        ("patients", 3),
+    ],
+)
+def test_counts_of_labels_have_one_form(name: str, value: Any) -> None:
+    records = reply_to_records(TrainReply(weights=WEIGHTS, samples=40, losses={}, labels={name: value}))
+    with pytest.raises(ProtocolError, match=f"labels.{name}"):
+        reply_from_records(records, "train.qc")
+
+
 def _train_records() -> RecordDict:
     return reply_to_records(TrainReply(weights=WEIGHTS, samples=16, losses={"loss": 0.5}))
 
@@ -140,7 +176,10 @@ def _with(records: RecordDict, name: str, record: Any) -> RecordDict:
         (_with(_train_records(), "training", MetricRecord({"loss.loss": 0.5})), "'samples' is missing"),
         (_with(_train_records(), "training", MetricRecord({"samples": 0})), "no count above 0"),
         (_with(_train_records(), "training", MetricRecord({"samples": 1.5})), "no count above 0"),
-        (_with(_train_records(), "training", MetricRecord({"samples": 1, "n": 1.0})), "'n' is no loss"),
+        (
+            _with(_train_records(), "training", MetricRecord({"samples": 1, "n": 1.0})),
+            "'n' is neither",
+        ),
         *(
             (
                 _with(_train_records(), "training", MetricRecord({"samples": 1, "loss.x": number})),

@@ -101,7 +101,7 @@ def test_the_label_goes_in_as_one_channel_a_class(method: QCResUNetMethod, cases
 
 def batches(task: Task, cases: list[Case], samples: SamplesConfig, seed: int = 0) -> Iterator[PairBatch]:
     method = QCResUNetMethod(task, QCConfig(samples=samples))
-    return method.batches(cases, np.random.default_rng(seed), 6, 4, FP32.device)
+    return method.batches(cases, method.pool(cases), np.random.default_rng(seed), 6, 4)
 
 
 def test_batches_of_untouched_labels_promise_full_marks(task: Task, cases: list[Case]) -> None:

@@ -62,6 +62,7 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
         "decision_bars",
         "dot_panels",
         "intensity_bands",
+        "label_histograms",
         "loss_curves",
         "strips",
         "time_bars",

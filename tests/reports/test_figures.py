@@ -34,6 +34,9 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "bands": lambda: figures.intensity_bands(
         {"T1": [(0.0, 40.0, 99.0), (-2.0, 0.01, 3.0), (9.0, 2e5, 3e5)], "T2": [(1.0, 2.0, 3.0)]}
     ),
+    "labels": lambda: figures.label_histograms(
+        {"north": ([0, 30, 10], [12, 14, 14]), "south": ([0, 0, 0], [0, 0, 0])}
+    ),
     "losses": lambda: figures.loss_curves(
         [Curve("QC", [1, 2], [0.9, None], {"north": [0.9, None]}, failed=[2])]
     ),

@@ -17,6 +17,7 @@ from fedqc.statistics.site import (
     summarise_cross_check,
     summarise_curation,
     summarise_data,
+    summarise_labels,
     summarise_segmentation,
 )
 
@@ -149,6 +150,16 @@ def test_cross_check_by_hand() -> None:
     assert summary.references == figure(3, 2)
     assert summary.quality_mean == figure(0.75, 2)
     assert summary.quality_sd == figure(0.25, 2)  # with n - 1: sqrt((1/16 + 0 + 1/16) / 2)
+
+
+def test_labels_by_hand() -> None:
+    made = [("p", 0.05), ("p", 0.15), ("q", 0.19), ("q", 1.0)]
+    summary = summarise_labels(made, [("p", "seggen", 0.15), ("q", "seggen", 1.0), ("q", "untouched", 1.0)])
+    assert summary.made.counts == (1, 2, 0, 0, 0, 0, 0, 0, 0, 1)
+    assert summary.made.patients == (1, 2, 0, 0, 0, 0, 0, 0, 0, 1)
+    assert summary.chosen.counts == (0, 1, 0, 0, 0, 0, 0, 0, 0, 2)
+    assert (summary.sources.names, summary.sources.counts) == (("seggen", "untouched"), (2, 1))
+    assert (summary.sources.patients, summary.sources.total_patients) == ((2, 1), 2)
 
 
 def test_cross_check_of_one_or_no_reference() -> None:

@@ -154,7 +154,8 @@ def _monai(cases: list[Case]) -> Callable[[], None]:
 
 def _step(method: QCResUNetMethod, cases: list[Case], compute: Compute) -> Callable[[], None]:
     network = compute.place(method.build(0))
-    (batch,) = method.batches(cases, np.random.default_rng(0), 1, 8, compute.device)
+    pool = method.pool(cases, compute.device)
+    (batch,) = method.batches(cases, pool, np.random.default_rng(0), 1, 8)
 
     def run() -> None:
         with compute.autocast():
