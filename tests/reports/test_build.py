@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fedqc.reports import figures
 from fedqc.reports.build import build_coordinator_report, coordinator_sections, decisions, read_run
 from fedqc.reports.page import Figure, Headline, Note, Section, Table, write_report
 
@@ -129,6 +130,31 @@ def test_half_an_event_is_no_obstacle(run_folder: Path) -> None:
     with (run_folder / "events.jsonl").open("a") as file:
         file.write('{"event": "site-fai')
     assert read_run(run_folder).last_round == (2, 3)
+
+
+@TEXT_ONLY
+def test_labels_that_were_trained_on(
+    run_folder: Path, change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+
+    def draw(sites: Any) -> str:
+        drawn.append(sites)
+        return "<svg></svg>"
+
+    monkeypatch.setattr(figures, "label_histograms", draw)
+    path = build_coordinator_report(run_folder)
+    assert "learned from" not in section_text(path, "training")  # nobody told
+    labels = {"made": [-1, 4, *[2] * 8], "chosen": [2] * 10, "sources.seggen": 15, "sources.snapshots": 5}
+    train = json.loads((run_folder / "statistics.json").read_text())["train"]
+    for number, one in enumerate(train["qc"]):
+        one["sites"]["north"]["labels"] = labels
+        if number:
+            one["sites"]["south"]["labels"] = {"sources.untouched": 10}  # no bin may be told
+    change("statistics.json", ("train",), train)
+    text = section_text(build_coordinator_report(run_folder), "training")
+    assert drawn == [{"north": ([0, 12, *[6] * 8], [6] * 10)}]
+    assert "Sources: seggen 56%, untouched 25% and snapshots 19%." in text
 
 
 @TEXT_ONLY
