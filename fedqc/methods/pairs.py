@@ -1,5 +1,6 @@
 """QC methods of one network that sees image and label together: how all of them are trained and applied."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,9 @@ from fedqc.metrics.overlap import error_map, one_hot, overlap
 from fedqc.seeding import derive_seed, generator
 from fedqc.task import Task
 from fedqc.training import Progress, TrainSettings, train
+
+VOXELS_AT_ONCE = 2**20
+"""Voxels that are scored at a time, unless a single case has more."""
 
 
 @dataclass(frozen=True)
@@ -192,12 +196,13 @@ class PairMethod(Method):
 
     @torch.inference_mode()
     def score(
-        self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8
+        self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int | None = None
     ) -> Iterator[Score]:
-        """Judge the label of each case, in order."""
+        """Judge the label of each case, in order; without `batch_size` as many at a time as are small."""
         network = compute.place(network).eval()
         remaining = iter(cases)
-        while batch := list(islice(remaining, batch_size)):
+        at_once = batch_size or max(1, VOXELS_AT_ONCE // math.prod(self.task.size))
+        while batch := list(islice(remaining, at_once)):
             yield from halved_when_full(partial(self._score, network, compute), batch)
 
     def _score(self, network: nn.Module, compute: Compute, batch: Sequence[Case]) -> list[Score]:
