@@ -6,7 +6,7 @@ say the same, for print in black and white. Legends stand outside the axes, so t
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any, ParamSpec
@@ -149,33 +149,26 @@ def quality_histograms(
         threshold: annotations below are dropped.
         keep_from: upper end of the review band; None, or the threshold, where there is none.
     """
-    columns = min(4, max(2, len(sites)))
-    rows = -(-len(sites) // columns)
-    figure = Figure(figsize=(WIDTH, 0.75 + 1.65 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    for axes, (name, counts) in zip(grid.flat, sites.items(), strict=False):
+    figure, panels = _small_multiples(sites, "predicted DSC", "annotations")
+    for axes, counts in zip(panels, sites.values(), strict=True):
         width = 1 / len(counts)
         highest = max(1, *counts)
         for index, number in enumerate(counts):
             if number < 0:
                 middle, height = (index + 0.5) * width, 0.22 * highest
-                hidden = {"facecolor": "white", "edgecolor": GREY, "hatch": "xxxx", "linewidth": 0.8}
+                hidden: dict[str, Any] = {
+                    "facecolor": "white",
+                    "edgecolor": GREY,
+                    "hatch": "xxxx",
+                    "linewidth": 0.8,
+                }
                 axes.bar(middle, height, width * 0.92, **hidden)
             else:
                 axes.bar((index + 0.5) * width, number, width * 0.92, color=BLUE)
         _threshold_line(axes.axvline, threshold, "--")
         if keep_from is not None and keep_from != threshold:
             _threshold_line(axes.axvline, keep_from, ":")
-        axes.set(xlim=(0, 1), ylim=(0, highest * 1.08), xticks=[0, 0.25, 0.5, 0.75, 1])
-        axes.set_xticklabels(["0", "", "0.5", "", "1"])
-        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=2))
-        axes.set_title(_short(name))
-    for axes in list(grid.flat)[len(sites) :]:
-        axes.set_visible(False)
-    for axes in grid[-1]:
-        axes.set_xlabel("predicted DSC")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("annotations")
+        axes.set_ylim(0, highest * 1.08)
     handles: list[Any] = [Patch(color=BLUE, label="annotations")]
     if any(number < 0 for counts in sites.values() for number in counts):
         label = "not told: few patients, or none"
@@ -192,25 +185,13 @@ def label_histograms(sites: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -
     Args:
         sites: counts before and after balancing, in bins of equal width in [0, 1].
     """
-    columns = min(4, max(2, len(sites)))
-    rows = -(-len(sites) // columns)
-    figure = Figure(figsize=(WIDTH, 0.75 + 1.65 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    for axes, (name, parts) in zip(grid.flat, sites.items(), strict=False):
+    figure, panels = _small_multiples(sites, "true DSC", "labels, %")
+    for axes, parts in zip(panels, sites.values(), strict=True):
         made, chosen = ([100 * count / max(1, sum(counts)) for count in counts] for counts in parts)
         edges = [index / len(made) for index in range(len(made) + 1)]
         axes.stairs(chosen, edges, fill=True, color=BLUE, alpha=0.85)
         axes.stairs(made, edges, color=VERMILLION, linewidth=1.4)
-        axes.set(xlim=(0, 1), ylim=(0, max(1.0, *made, *chosen) * 1.08), xticks=[0, 0.25, 0.5, 0.75, 1])
-        axes.set_xticklabels(["0", "", "0.5", "", "1"])
-        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=2))
-        axes.set_title(_short(name))
-    for axes in list(grid.flat)[len(sites) :]:
-        axes.set_visible(False)
-    for axes in grid[-1]:
-        axes.set_xlabel("true DSC")
-    for axes in grid[:, 0]:
-        axes.set_ylabel("labels, %")
+        axes.set_ylim(0, max(1.0, *made, *chosen) * 1.08)
     handles: list[Any] = [
         Line2D([], [], color=VERMILLION, linewidth=1.4, label="made"),
         Patch(color=BLUE, alpha=0.85, label="trained on"),
@@ -607,6 +588,28 @@ def time_bars(bars: Sequence[tuple[str, float, str]], *, others: str = "") -> Fi
 
 
 # -------------------------------------------------------------------------------------------------- pieces
+
+
+def _small_multiples(names: Iterable[str], x: str, y: str) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel for each name, for what lies in [0, 1]; what `x` and `y` show."""
+    names = list(names)
+    columns = min(4, max(2, len(names)))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(WIDTH, 0.75 + 1.65 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    panels = list(grid.flat)
+    for axes, name in zip(panels, names, strict=False):
+        axes.set(xlim=(0, 1), xticks=[0, 0.25, 0.5, 0.75, 1])
+        axes.set_xticklabels(["0", "", "0.5", "", "1"])
+        axes.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=2))
+        axes.set_title(_short(name))
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    for axes in grid[-1]:
+        axes.set_xlabel(x)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(y)
+    return figure, panels[: len(names)]
 
 
 def _scatter(axes: Axes, points: Points) -> None:
