@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedqc.errors import ConfigError, DeviceError
+from fedqc.networks.layers import InstanceNorm3d
 
 SHORTEST_BF16_AXIS = 3
 """Voxels of a network's deepest layer from which training in bf16 is safe on a CPU (docs/decisions/0009)."""
@@ -37,7 +38,11 @@ class Compute:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the device, in the memory layout that 3D convolutions like there."""
+        """Move a network to the device, in the memory layout that 3D convolutions like there, and keep it."""
+        if self.device.type == "cpu":
+            for module in network.modules():
+                if type(module) is nn.InstanceNorm3d:
+                    module.__class__ = InstanceNorm3d  # the same parameters under the same names
         # torch's hints do not know the argument.
         return network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
 

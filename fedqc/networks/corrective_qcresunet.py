@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fedqc.networks.layers import HalvingConv3d
 from fedqc.networks.qcresunet import QCOutput, ResidualBlock, UpBlock
 
 HIDDEN = 64
@@ -54,7 +55,7 @@ class CorrectiveQCResUNet(nn.Module):
         self.regions = [list(region) for region in regions]
         self.n_classes = n_classes
         self.stem = nn.Sequential(
-            nn.Conv3d(in_channels, width, 5, stride=2, padding=2, bias=False),
+            HalvingConv3d(in_channels, width, 5),
             nn.InstanceNorm3d(width, affine=True),
             nn.ReLU(),
         )

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedqc.networks.layers import HalvingConv3d
+
 
 class QCOutput(NamedTuple):
     """What the network predicts for `N` image-label pairs."""
@@ -110,13 +112,13 @@ class SideMaps(nn.Module):
 
     def forward(self, decoded: Sequence[Tensor], error: Tensor, label: Tensor) -> Tensor:
         """Every depth's features, error maps `[N, n_error_maps, X, Y, Z]` and label to such error maps."""
-        total = self.attentions[-1](torch.cat([error, label], dim=1))
+        # Joined before they are enlarged: sums, and the same for fewer values.
+        joined: Tensor = self.join(self.attentions[-1](torch.cat([error, label], dim=1)))
         for features, to_maps, attention in zip(decoded, self.maps, self.attentions[:-1], strict=True):
             maps = F.interpolate(to_maps(features), scale_factor=float(self.scale), mode="nearest")
             beside = F.interpolate(label, size=maps.shape[2:], mode="area")
             weighed = attention(torch.cat([maps, beside], dim=1))
-            total = total + F.interpolate(weighed, size=label.shape[2:], mode="nearest")
-        joined: Tensor = self.join(total)
+            joined = joined + F.interpolate(self.join(weighed), size=label.shape[2:], mode="nearest")
         return joined
 
 
@@ -152,9 +154,9 @@ class QCResUNet(nn.Module):
         super().__init__()
         self.stem_stride = stem_stride
         self.label_channels = label_channels
-        kernel = 7 if stem_stride == 2 else 3
+        halving = HalvingConv3d(in_channels, width, 7)
         self.stem = nn.Sequential(
-            nn.Conv3d(in_channels, width, kernel, stride=stem_stride, padding=kernel // 2, bias=False),
+            halving if stem_stride == 2 else nn.Conv3d(in_channels, width, 3, padding=1, bias=False),
             nn.InstanceNorm3d(width, affine=True),
             nn.ReLU(),
         )
@@ -216,7 +218,7 @@ class QCResUNet(nn.Module):
         for up, skip in zip(self.ups, [*features[-3:0:-1], pooled, stem], strict=True):
             y = up(y, skip)
             decoded.append(y)
-        logits = self.error(F.interpolate(y, size=x.shape[2:], mode="nearest"))
+        logits = F.interpolate(self.error(y), size=x.shape[2:], mode="nearest")
         if self.side_maps is not None:
             logits = self.side_maps(decoded, logits, x[:, -self.label_channels :])
         # A label is wrong at a voxel where the mask of some class is.
