@@ -109,11 +109,14 @@ def test_qcresunet_has_a_table_for_each_kind_of_label(
     assert "out-of-sample" in outside["title"]
     for table in (inside, outside):
         assert [row[0] for row in table["rows"]] == [row.title for row in qcresunet.rows(True)]
-        by_name = {row[0]: row for row in table["rows"]}
-        assert by_name["UNet"][4] == "—"  # it has no error map
-        assert by_name["QCResUNet, corrective network"][4] != "—"
-        assert by_name["QCResUNet, corrective network"][5] is None  # it is not compared with itself
-        assert 0 <= by_name["UNet"][5] <= 1
+        by_name = {row[0]: dict(zip(table["columns"], row, strict=True)) for row in table["rows"]}
+        unet, ours = by_name["UNet"], by_name["QCResUNet, corrective network"]
+        assert unet["DSC_err (95 %)"] == "—"  # it has no error map
+        assert ours["DSC_err (95 %)"] != "—"
+        assert ours["p, predictions"] is None  # it is not compared with itself
+        assert 0 <= unet["p, predictions"] <= 1
+        assert unet["width"] == 4
+        assert int(unet["parameters"].replace(",", "")) > 10_000
     figures = {path.name for path in out.glob("*.png")}
     assert {"balance-in-sample.png", "balance-out-of-sample.png", "qcresunet-in-sample.png"} <= figures
     judged = [json.loads(line) for line in (out / "rows" / "unet-in-sample.jsonl").read_text().splitlines()]

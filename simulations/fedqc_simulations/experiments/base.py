@@ -168,6 +168,13 @@ class Row:
     qc: QCConfig
 
 
+def n_parameters(task: Task, row: Row) -> int:
+    """Parameters of a row's network."""
+    with torch.device("meta"):
+        network = get_method(row.qc.method)(task, row.qc).build(0)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
 def trained(workshop: Workshop, row: Row, training: Sequence[CaseFiles]) -> StoredModel:
     """The model of a row, trained on cases and on labels that are made of them where they are missing."""
     folder = workshop.out / "models" / row.name

@@ -30,6 +30,7 @@ from fedqc_simulations.experiments.base import (
     TestLabels,
     Workshop,
     evenly,
+    n_parameters,
     trained,
     tried,
     write_tables,
@@ -59,8 +60,8 @@ def rows(quick: bool) -> tuple[Row, ...]:
     )
     small = 16 if quick else 32
     published = {"learning_rate": 1e-3, "network": NetworkConfig(width=small)}
-    # At full resolution throughout, a U-Net of the same width takes ten times as long as a ResNet.
-    unet = published | {"network": NetworkConfig(width=small // 2)}
+    # A U-Net works at full resolution; of the same width it takes ten times as long as a ResNet.
+    unet = published | {"network": NetworkConfig(width=small // 4)}
     form = NetworkConfig(architecture="published", width=small, attention=True)
     return (
         Row("unet", "UNet", common.model_copy(update={"method": "unet"} | unet)),
@@ -71,7 +72,11 @@ def rows(quick: bool) -> tuple[Row, ...]:
             "QCResUNet, published network",
             common.model_copy(update=published | {"network": form}),
         ),
-        Row(OURS, "QCResUNet, corrective network", common),
+        Row(
+            OURS,
+            "QCResUNet, corrective network",
+            common.model_copy(update={"network": NetworkConfig(width=16)}),
+        ),
     )
 
 
@@ -204,6 +209,8 @@ def _tables(
             lines.append(
                 (
                     row.title,
+                    row.qc.network.width,
+                    f"{n_parameters(workshop.task, row):,}",
                     *figures.cells(),
                     None if tests is None else tests.predictions,
                     None if tests is None else tests.errors,
@@ -216,6 +223,8 @@ def _tables(
                 title=f"{TITLE}: {group} ({count})",
                 columns=(
                     "network",
+                    "width",
+                    "parameters",
                     "r (95 %)",
                     "MAE ± SD",
                     "MAE (95 %)",
@@ -225,8 +234,8 @@ def _tables(
                 ),
                 rows=tuple(lines),
                 notes=(
-                    f"{len(training)} training cases; {models[0].qc.rounds} rounds of "
-                    f"{models[0].qc.local_steps} steps of {models[0].qc.batch_size} for each network.",
+                    f"{len(training)} training cases of other patients; {models[0].qc.rounds} rounds "
+                    f"of {models[0].qc.local_steps} steps of {models[0].qc.batch_size} for each network.",
                     "p: paired t-tests with the corrective network, of the predicted DSC as in the paper and "
                     "of the patients' mean absolute errors. Intervals resample patients.",
                 ),
