@@ -104,7 +104,13 @@ def test_qcresunet_has_a_table_for_each_kind_of_label(
 ) -> None:
     out = tmp_path / "out"
     assert reproduce("qcresunet", settings, out, display).read_text().startswith("Made with --quick")
-    inside, outside = tables(out)
+    inside, outside, made = tables(out)
+    assert [row[:2] for row in made["rows"]] == [
+        ["snapshots", "all-modalities"],
+        ["voxresnet", "3d"],
+        ["seggen", "-"],
+    ]
+    assert all(row[3] <= row[4] <= row[5] for row in made["rows"])
     assert "in-sample" in inside["title"]
     assert "out-of-sample" in outside["title"]
     for table in (inside, outside):

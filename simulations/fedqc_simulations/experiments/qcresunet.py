@@ -8,6 +8,7 @@ the training labels on the other fold of them. Of the test labels, equally many 
 taken.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -92,7 +93,7 @@ def reproduce(workshop: Workshop) -> None:
     training, test = workshop.split([1 - TEST_SHARE, TEST_SHARE])
     settings = sources(workshop.settings.quick)
     labels, groups = test_labels(workshop, settings, training, test)
-    tables = list(_tables(workshop, training, labels, groups))
+    tables = [*_tables(workshop, training, labels, groups), _label_table(labels, groups)]
     if workshop.settings.sites:
         model = next(row for row in rows(workshop.settings.quick) if row.name == OURS)
         tables.append(federated_rows(workshop, model, training, labels, groups["in-sample"]))
@@ -179,6 +180,29 @@ def _deformed(workshop: Workshop, test: Sequence[CaseFiles]) -> LabelStore:
         ]
         store.add(case, labels, regions)
     return store
+
+
+def _label_table(labels: TestLabels, groups: Mapping[str, Sequence[Sample]]) -> Table:
+    """Which labels the networks are tried on, of each segmenter: those that were made, and those taken."""
+    taken = Counter(_maker(one) for samples in groups.values() for one in samples)
+    made: dict[tuple[str, str], list[float]] = {}
+    for one in labels.samples:
+        made.setdefault(_maker(one), []).append(one.known.mean)
+    lines: list[tuple[str | float | int | None, ...]] = [
+        (*maker, len(dsc), *(float(np.quantile(dsc, share)) for share in (0.05, 0.5, 0.95)), taken[maker])
+        for maker, dsc in made.items()
+    ]
+    return Table(
+        title="The labels that they are tried on",
+        columns=("source", "network", "made", "DSC, 5 %", "DSC, 50 %", "DSC, 95 %", "taken"),
+        rows=tuple(lines),
+        notes=("Taken: equally many of each tenth of DSC, in-sample and out-of-sample.",),
+    )
+
+
+def _maker(sample: Sample) -> tuple[str, str]:
+    """The source of a label, and which of its networks made it: of snapshots one for each modality."""
+    return sample.source, str(sample.known.recipe.get("variant", "-"))
 
 
 def _tables(
