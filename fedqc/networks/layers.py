@@ -14,8 +14,8 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C, X, Y, Z]` to the same."""
-        slow_backward = torch.is_grad_enabled() or self.track_running_stats
-        if slow_backward or not x.is_contiguous(memory_format=torch.channels_last_3d):
+        channels_last = x.is_contiguous(memory_format=torch.channels_last_3d)
+        if torch.is_grad_enabled() or self.track_running_stats or x.device.type != "cpu" or not channels_last:
             return super().forward(x)
         return F.group_norm(x, self.num_features, self.weight, self.bias, self.eps)
 
