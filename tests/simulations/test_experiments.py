@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fedqc_simulations.experiments import base, qcresunet, robinson, voxresnet
-from fedqc_simulations.experiments.base import Judged, Row, Settings, evenly
+from fedqc_simulations.experiments.base import Judged, Row, Settings, evenly, n_parameters
 from fedqc_simulations.experiments.measures import estimate, figures_of, paired
 from fedqc_simulations.experiments.reproduce import EXPERIMENTS, reproduce
 from rich.console import Console
 from scipy.stats import ttest_rel
 
-from fedqc.config import ComputeConfig, NetworkConfig, QCConfig, SourcesConfig
+from fedqc.config import ComputeConfig, QCConfig, SourcesConfig
 from fedqc.display import Display
 from fedqc.errors import ConfigError, DataError
 from fedqc.methods.base import get_method
@@ -240,8 +241,13 @@ def test_paired_tests_are_those_of_scipy() -> None:
 
 def test_networks_of_the_full_tables_have_the_sizes_that_are_said() -> None:
     for quick, small in ((True, 16), (False, 32)):
+        widths = {row.name: row.qc.network.width for row in qcresunet.rows(quick)}
+        assert widths.pop(qcresunet.OURS) == 16
+        assert widths.pop("unet") == small // 4
+        assert set(widths.values()) == {small}
         for row in qcresunet.rows(quick):
-            corrective = row.name == qcresunet.OURS
-            assert row.qc.network.width == (None if corrective else small)
             assert row.qc.samples.seggen == row.qc.samples.snapshots == 0.5
-    assert NetworkConfig() == qcresunet.rows(False)[-1].qc.network
+    task = load_task("msd-hippocampus")
+    ours = qcresunet.rows(False)[-1]
+    default = replace(ours, qc=QCConfig())  # the corrective network's own width is the table's
+    assert n_parameters(task, ours) == n_parameters(task, default) == 840_134

@@ -32,7 +32,7 @@ from fedqc.config import ComputeConfig, DataConfig, QCConfig, SiteConfig
 from fedqc.display import Display
 from fedqc.errors import ConfigError, DataError
 from fedqc.files import replacing, write_json
-from fedqc.label_sources.making import CaseLabels, make_stored_labels, stored_labels
+from fedqc.label_sources.making import make_stored_labels, stored_labels
 from fedqc.label_sources.store import LabelStore, StoredLabel
 from fedqc.methods.base import get_method
 from fedqc.metrics.overlap import overlap
@@ -76,6 +76,11 @@ class Workshop:
     def seed(self) -> int:
         """Decides everything that is drawn."""
         return self.settings.seed
+
+    @property
+    def labels(self) -> Path:
+        """Folder of the labels that segmenters made."""
+        return self.out / "cache" / "labels"
 
     def opened(self, files: Sequence[CaseFiles]) -> CachedCases:
         """Preprocessed cases, each read when it is asked for."""
@@ -175,23 +180,16 @@ def n_parameters(task: Task, row: Row) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def trained(workshop: Workshop, row: Row, training: Sequence[CaseFiles]) -> StoredModel:
-    """The model of a row, trained on cases and on labels that are made of them where they are missing."""
-    folder = workshop.out / "models" / row.name
-    cases = workshop.opened(training)
-    job = Job(workshop.task, row.qc, workshop.seed)
-    labels = made_labels(workshop, cases, row.qc)
-    workshop.display.say(f"training {row.title} on {len(cases)} cases")
-    method = get_method(row.qc.method)(workshop.task, row.qc)
-    train_rounds(job, method, cases, labels, folder, compute=workshop.compute, display=workshop.display)
-    return load_model(folder, workshop.task)
+def make_labels(workshop: Workshop, cases: CachedCases, qc: QCConfig) -> None:
+    """Make the labels of the sources that have a share in a training, where they are missing.
 
-
-def made_labels(workshop: Workshop, cases: CachedCases, qc: QCConfig) -> dict[str, CaseLabels]:
-    """The stored labels of cases for the sources that have a share; made where they are missing."""
-    folder = workshop.out / "cache" / "labels"
+    Args:
+        workshop: where they are kept.
+        cases: dealt into folds together; each is segmented by what learned from the other folds.
+        qc: of the training.
+    """
     make_stored_labels(
-        folder,
+        workshop.labels,
         cases,
         workshop.task,
         qc,
@@ -199,7 +197,17 @@ def made_labels(workshop: Workshop, cases: CachedCases, qc: QCConfig) -> dict[st
         compute=workshop.compute,
         progress=lambda kind, done, total: workshop.display.progress(f"making labels: {kind}", done, total),
     )
-    return stored_labels(folder, cases, workshop.task, qc, workshop.seed)
+
+
+def trained(workshop: Workshop, row: Row, training: Sequence[CaseFiles]) -> StoredModel:
+    """The model of a row, trained on cases whose labels `make_labels` has made, alone or among others."""
+    folder = workshop.out / "models" / row.name
+    cases = workshop.opened(training)
+    labels = stored_labels(workshop.labels, cases, workshop.task, row.qc, workshop.seed)
+    workshop.display.say(f"training {row.title} on {len(cases)} cases")
+    job, method = Job(workshop.task, row.qc, workshop.seed), get_method(row.qc.method)(workshop.task, row.qc)
+    train_rounds(job, method, cases, labels, folder, compute=workshop.compute, display=workshop.display)
+    return load_model(folder, workshop.task)
 
 
 # ------------------------------------------------------------------------------------------------- trying

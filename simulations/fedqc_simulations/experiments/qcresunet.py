@@ -31,6 +31,7 @@ from fedqc_simulations.experiments.base import (
     TestLabels,
     Workshop,
     evenly,
+    make_labels,
     n_parameters,
     trained,
     tried,
@@ -93,6 +94,7 @@ def reproduce(workshop: Workshop) -> None:
     training, test = workshop.split([1 - TEST_SHARE, TEST_SHARE])
     settings = sources(workshop.settings.quick)
     labels, groups = test_labels(workshop, settings, training, test)
+    make_labels(workshop, workshop.opened(training), rows(workshop.settings.quick)[0].qc)
     tables = [*_tables(workshop, training, labels, groups), _label_table(labels, groups)]
     if workshop.settings.sites:
         model = next(row for row in rows(workshop.settings.quick) if row.name == OURS)

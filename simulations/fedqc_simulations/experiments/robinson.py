@@ -26,7 +26,7 @@ from fedqc_simulations.experiments.base import (
     TestLabels,
     Workshop,
     evenly,
-    made_labels,
+    make_labels,
     trained,
     tried,
     write_tables,
@@ -71,9 +71,8 @@ def reproduce(workshop: Workshop) -> None:
     row = model(workshop.settings.quick)
     training, test = workshop.split([1 - TEST_SHARE, TEST_SHARE])
     # One dealing of all patients: a test label comes from a forest that saw no case of its patient.
-    made_labels(workshop, workshop.opened(workshop.cases), row.qc)
-    folder = workshop.out / "cache" / "labels"
-    store = label_store(folder, FOREST, workshop.task, row.qc.sources, workshop.seed)
+    make_labels(workshop, workshop.opened(workshop.cases), row.qc)
+    store = label_store(workshop.labels, FOREST, workshop.task, row.qc.sources, workshop.seed)
     labels = TestLabels(workshop.opened(test), {FOREST: store})
     dsc = np.array([_whole_dsc(labels, one) for one in labels.samples])
     chosen = evenly(dsc, generator(workshop.seed, "balance"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from fedqc.config import NetworkConfig, QCConfig, SamplesConfig, SourcesConfig
 from fedqc.label_sources.folds import folds_of
-from fedqc.label_sources.making import label_store, make_stored_labels
+from fedqc.label_sources.making import label_store
 from fedqc.label_sources.store import LabelStore
 from fedqc.metrics.agreement import mae, pearson
 from fedqc.seeding import generator
@@ -23,6 +23,7 @@ from fedqc_simulations.experiments.base import (
     Table,
     TestLabels,
     Workshop,
+    make_labels,
     trained,
     tried,
     write_tables,
@@ -79,17 +80,8 @@ def reproduce(workshop: Workshop) -> None:
     """Train what is missing, try it, and write table and figures."""
     row = model(workshop.settings.quick)
     cases = workshop.opened(workshop.cases)
-    folder = workshop.out / "cache" / "labels"
-    make_stored_labels(
-        folder,
-        cases,
-        workshop.task,
-        row.qc,
-        seed=workshop.seed,
-        compute=workshop.compute,
-        progress=lambda kind, done, total: workshop.display.progress(f"making labels: {kind}", done, total),
-    )
-    made = label_store(folder, SOURCE, workshop.task, row.qc.sources, workshop.seed)
+    make_labels(workshop, cases, row.qc)
+    made = label_store(workshop.labels, SOURCE, workshop.task, row.qc.sources, workshop.seed)
     labels = TestLabels(cases, {SOURCE: made, "reference": _references(workshop)})
     fold_of = folds_of((files.patient for files in workshop.cases), workshop.seed, FOLDS)
     judged: list[Judged] = []
@@ -119,8 +111,7 @@ def reproduce(workshop: Workshop) -> None:
 
 def _references(workshop: Workshop) -> LabelStore:
     """The references themselves, as labels."""
-    folder = workshop.out / "cache" / "labels"
-    store = LabelStore(folder, "reference", {"task": workshop.task.digest})
+    store = LabelStore(workshop.labels, "reference", {"task": workshop.task.digest})
     for case in workshop.opened(workshop.cases):
         store.add(case, [({}, np.array(case.label))], workshop.task.region_indices())
     return store
