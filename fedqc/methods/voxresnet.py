@@ -6,7 +6,9 @@ label L and error map E imply: correcting L where E says so gives what would be 
 
     TP = |L and not E|    FP = |L and E|    FN = |not L and E|    DSC = 2 TP / (2 TP + FP + FN)
 
-There is one error map for each class, so that a voxel of the wrong class counts in both.
+There is one error map for each class, so that a voxel of the wrong class counts in both. The network says
+whether a voxel belongs to the class, and where the label says the opposite, it is wrong. In the published form
+(`architecture = "published"`) it has to learn the comparison, too (docs/decisions/0005 and 0018).
 """
 
 from typing import cast
@@ -35,7 +37,7 @@ class VoxResNetMethod(PairMethod):
     """Trains a VoxResNet on patches to mark errors, and applies it in sliding windows to any size."""
 
     name = "voxresnet"
-    network_options = frozenset({"width", "error_maps", "patch"})
+    network_options = frozenset({"architecture", "width", "error_maps", "patch"})
     own_settings = TrainSettings(learning_rate=1e-3, total_steps=1, optimizer="adam", warmup_steps=50)
 
     def __init__(self, task: Task, config: QCConfig) -> None:
@@ -76,9 +78,12 @@ class VoxResNetMethod(PairMethod):
         """Cross-entropy and Dice, errors as the positive class, of the final and the four side outputs."""
         output: VoxResNetOutput = network(batch.inputs)
         count = self.task.n_classes
-        error = (one_hot(batch.label, count) != one_hot(batch.reference, count)).float()
-        dice, cross_entropy = _losses(output.final, error)
-        side = [sum(_losses(logits, error), torch.zeros_like(dice)) for logits in output.side]
+        masks = one_hot(batch.label, count)
+        error = (masks != one_hot(batch.reference, count)).float()
+        dice, cross_entropy = _losses(self._wrong(output.final, masks), error)
+        side = [
+            sum(_losses(self._wrong(logits, masks), error), torch.zeros_like(dice)) for logits in output.side
+        ]
         return {
             "dice": dice,
             "cross_entropy": cross_entropy,
@@ -97,8 +102,8 @@ class VoxResNetMethod(PairMethod):
         logits = sliding_window_inference(
             inputs, self.patch, WINDOWS_AT_ONCE, final, overlap=0.25, mode="gaussian"
         )
-        wrong = torch.sigmoid(cast(Tensor, logits))
         masks = one_hot(label, self.task.n_classes).bool()
+        wrong = self._wrong(cast(Tensor, logits), masks).sigmoid()
         corrected = masks ^ (wrong >= 0.5)
         regions = torch.stack(
             [_implied_dsc(masks, corrected, members) for members in self.regions.values()], dim=1
@@ -112,6 +117,12 @@ class VoxResNetMethod(PairMethod):
         quality = torch.where(present.any(dim=1), mean, silent)
         by_class = wrong if self.config.network.error_maps == "classes" else None
         return Judgement(quality, regions, wrong.amax(dim=1), by_class)
+
+    def _wrong(self, logits: Tensor, masks: Tensor) -> Tensor:
+        """Log-odds `[N, K, X, Y, Z]` that the label's class masks are wrong, of what the network says."""
+        if self.config.network.architecture == "published":
+            return logits
+        return torch.where(masks.bool(), -logits, logits)
 
 
 def _losses(logits: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:

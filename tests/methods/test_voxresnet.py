@@ -1,6 +1,7 @@
 """The quality that a label and an error map imply, and what the network is trained on, by hand."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -18,21 +19,34 @@ from fedqc.task import Task
 FP32 = Compute(torch.device("cpu"), torch.float32)
 
 
-class Marks(nn.Module):
-    """A network that marks where a label differs from a reference, for each class."""
+class Knows(nn.Module):
+    """A network that knows the reference: as published, it marks where the label differs from it.
 
-    def __init__(self, reference: Tensor, certainty: float = 20.0) -> None:
+    In the corrective form it says which class a voxel has.
+    """
+
+    def __init__(self, architecture: str, reference: Tensor, certainty: float = 20.0) -> None:
         super().__init__()
-        self.reference, self.certainty = reference, certainty
+        self.architecture, self.reference, self.certainty = architecture, reference, certainty
 
     def forward(self, x: Tensor) -> VoxResNetOutput:
-        right = torch.stack([self.reference == index for index in (1, 2)], dim=1)
-        logits = torch.where(x[:, 2:].bool() != right, self.certainty, -self.certainty)
+        said = torch.stack([self.reference == index for index in (1, 2)], dim=1)
+        if self.architecture == "published":
+            said = x[:, 2:].bool() != said
+        logits = torch.where(said, self.certainty, -self.certainty)
         return VoxResNetOutput(logits, (logits, logits, logits, logits))
 
 
-def make(task: Task, patch: tuple[int, int, int] = (96, 96, 80)) -> VoxResNetMethod:
-    return VoxResNetMethod(task, QCConfig(network=NetworkConfig(width=4, patch=patch, error_maps="classes")))
+BOTH = pytest.mark.parametrize("architecture", ["corrective", "published"])
+
+
+def make(
+    task: Task,
+    architecture: Literal["corrective", "published"] = "corrective",
+    patch: tuple[int, int, int] = (96, 96, 80),
+) -> VoxResNetMethod:
+    network = NetworkConfig(architecture=architecture, width=4, patch=patch, error_maps="classes")
+    return VoxResNetMethod(task, QCConfig(method="voxresnet", network=network))
 
 
 def pair(cases: list[Case]) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,10 +58,13 @@ def pair(cases: list[Case]) -> tuple[Tensor, Tensor, Tensor]:
     return image, reference, label
 
 
-def test_a_perfect_error_map_gives_the_true_dsc(task: Task, cases: list[Case]) -> None:
+@BOTH
+def test_a_perfect_error_map_gives_the_true_dsc(
+    architecture: Literal["corrective", "published"], task: Task, cases: list[Case]
+) -> None:
     image, reference, label = pair(cases)
-    method = make(task)
-    found = method.judge(Marks(reference), image, label)
+    method = make(task, architecture)
+    found = method.judge(Knows(architecture, reference), image, label)
     truth = overlap(label, reference, task.region_indices())
     torch.testing.assert_close(found.regions, truth.dsc)
     torch.testing.assert_close(found.quality, truth.mean)
@@ -59,29 +76,40 @@ def test_a_perfect_error_map_gives_the_true_dsc(task: Task, cases: list[Case]) -
         assert torch.equal(found.class_errors[0, index - 1] >= 0.5, is_wrong)
 
 
-def test_the_quality_indicator_is_the_share_of_unmarked_voxels(task: Task, cases: list[Case]) -> None:
+@BOTH
+def test_the_quality_indicator_is_the_share_of_unmarked_voxels(
+    architecture: Literal["corrective", "published"], task: Task, cases: list[Case]
+) -> None:
     _, reference, label = pair(cases)
     case = Case(**(vars(cases[0]) | {"label": label[0].numpy()}))
-    (score,) = make(task).score(Marks(reference), [case], FP32)
+    (score,) = make(task, architecture).score(Knows(architecture, reference), [case], FP32)
     assert score.quality_indicator == pytest.approx((label == reference).float().mean().item())
 
 
-def test_an_empty_label_that_should_be_empty_is_right(task: Task, cases: list[Case]) -> None:
+@BOTH
+def test_an_empty_label_that_should_be_empty_is_right(
+    architecture: Literal["corrective", "published"], task: Task, cases: list[Case]
+) -> None:
     nothing = torch.zeros(1, 32, 16, 16, dtype=torch.uint8)
     image = torch.from_numpy(cases[0].image)[None]
-    method = make(task)
-    assert method.judge(Marks(nothing), image, nothing).quality.item() == 1
+    method = make(task, architecture)
+    assert method.judge(Knows(architecture, nothing), image, nothing).quality.item() == 1
     something = nothing.clone()
     something[:, :4] = 1
-    assert method.judge(Marks(nothing), image, something).quality.item() == 0
-    assert method.judge(Marks(something), image, nothing).quality.item() == 0
+    assert method.judge(Knows(architecture, nothing), image, something).quality.item() == 0
+    assert method.judge(Knows(architecture, something), image, nothing).quality.item() == 0
 
 
-def test_losses_of_a_perfect_a_blind_and_a_wrong_answer(task: Task, cases: list[Case]) -> None:
+@BOTH
+def test_losses_of_a_perfect_a_blind_and_a_wrong_answer(
+    architecture: Literal["corrective", "published"], task: Task, cases: list[Case]
+) -> None:
     image, reference, label = pair(cases)
-    method = make(task)
+    method = make(task, architecture)
     batch = method.batch(np.random.default_rng(0), image, reference, label)
-    perfect, blind, wrong = (method.losses(Marks(reference, c), batch) for c in (30.0, 0.0, -30.0))
+    perfect, blind, wrong = (
+        method.losses(Knows(architecture, reference, c), batch) for c in (30.0, 0.0, -30.0)
+    )
     assert all(part.item() == pytest.approx(0, abs=1e-4) for part in perfect.values())
     assert blind["cross_entropy"].item() == pytest.approx(math.log(2), abs=1e-5)
     for name in perfect:
