@@ -7,8 +7,8 @@ label L and error map E imply: correcting L where E says so gives what would be 
     TP = |L and not E|    FP = |L and E|    FN = |not L and E|    DSC = 2 TP / (2 TP + FP + FN)
 
 There is one error map for each class, so that a voxel of the wrong class counts in both. The network says
-whether a voxel belongs to the class, and where the label says the opposite, it is wrong. In the published form
-(`architecture = "published"`) it has to learn the comparison, too (docs/decisions/0005 and 0018).
+whether a voxel belongs to the class, and where the label says the opposite, it is wrong. As published
+(`architecture = "published"`), it has to learn the comparison, too (docs/decisions/0005 and 0018).
 """
 
 from typing import cast
