@@ -155,8 +155,9 @@ def test_voxresnet_judges_every_label_once_in_five_folds(
     }
     truth = {row[0]: row for row in table["rows"]}["GT"]
     assert truth[6:] == [1.0, 1.0]  # the references' own DSC and accuracy
-    pairs = [row[0] for row in indicator["rows"]]
-    assert pairs == ["QI and accuracy", "QI and DSC", "implied quality and DSC"]
+    assert [row[:2] for row in indicator["rows"]] == [["overall-auto", 120]] * 3 + [["overall-GT", 132]] * 3
+    pairs = [row[2] for row in indicator["rows"]]
+    assert pairs == ["QI and accuracy", "QI and DSC", "implied quality and DSC"] * 2
     folds = [lines(path) for path in sorted((out / "rows").iterdir())]
     assert sum(map(len, folds)) == 132
     assert sum(len({one["patient"] for one in fold}) for fold in folds) == 12  # a patient in each is in one
