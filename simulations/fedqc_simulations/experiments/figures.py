@@ -59,8 +59,10 @@ def draw_balance(path: Path, title: str, before: NDArray[np.floating], after: ND
         for axes, values, name, color in zip(
             panels, (before, after), ("as made", "balanced"), (ORANGE, BLUE), strict=True
         ):
-            axes.hist(values, bins=BINS, color=color, edgecolor="white", linewidth=0.8)
-            axes.set(xlabel="true DSC", title=f"{title} labels, {name} (n = {len(values)})", xlim=(0, 1))
+            share = np.full(len(values), 100 / max(1, len(values)))
+            axes.hist(values, bins=BINS, weights=share, color=color, edgecolor="white", linewidth=0.8)
+            axes.set(xlabel="true DSC", title=f"{name} (n = {len(values)})", xlim=(0, 1))
             axes.tick_params(colors=DARK)
-        panels[0].set_ylabel("labels")
+        panels[0].set_ylabel("labels, %")
+        figure.suptitle(f"{title[0].upper()}{title[1:]} labels")
         figure.savefig(path, dpi=150)
