@@ -58,7 +58,7 @@ def model(quick: bool) -> Row:
         "VoxResNet",
         QCConfig(
             method="voxresnet",
-            rounds=4 if quick else 8,
+            rounds=4 if quick else 12,
             local_steps=25 if quick else 50,
             batch_size=4,
             learning_rate=2e-3,
