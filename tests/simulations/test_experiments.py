@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from fedqc_simulations.experiments import base, qcresunet, robinson, voxresnet
 from fedqc_simulations.experiments.base import Judged, Row, Settings, evenly, n_parameters
-from fedqc_simulations.experiments.measures import estimate, figures_of, paired
+from fedqc_simulations.experiments.measures import estimate, figures_of, p_value, paired
 from fedqc_simulations.experiments.reproduce import EXPERIMENTS, reproduce
 from rich.console import Console
 from scipy.stats import ttest_rel
@@ -121,7 +121,7 @@ def test_qcresunet_has_a_table_for_each_kind_of_label(
         assert unet["DSC_err (95 %)"] == "—"  # it has no error map
         assert ours["DSC_err (95 %)"] != "—"
         assert ours["p, predictions"] is None  # it is not compared with itself
-        assert 0 <= unet["p, predictions"] <= 1
+        assert 0 <= float(unet["p, predictions"].removeprefix("< ")) <= 1
         assert unet["width"] == 4
         assert int(unet["parameters"].replace(",", "")) > 10_000
     figures = {path.name for path in out.glob("*.png")}
@@ -238,6 +238,7 @@ def test_paired_tests_are_those_of_scipy() -> None:
     assert found.predictions == pytest.approx(ttest_rel([0.6, 0.9, 0.4, 0.8], [0.5, 0.6, 0.5, 0.7]).pvalue)
     assert found.errors == pytest.approx(ttest_rel([0.25, 0.1, 0.3], [0.05, 0.0, 0.2]).pvalue)
     assert paired(first, first).errors is None
+    assert [p_value(p) for p in (None, 0.0009, 0.001, 1.0)] == [None, "< 0.001", "0.001", "1.000"]
 
 
 def test_networks_of_the_full_tables_have_the_sizes_that_are_said() -> None:

@@ -59,6 +59,11 @@ class Paired:
     """Of each patient's mean absolute error: the labels of one patient are not independent."""
 
 
+def p_value(p: float | None) -> str | None:
+    """As it is printed."""
+    return None if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def figures_of(judged: Sequence[Judged], rng: np.random.Generator) -> Figures:
     """Correlation, mean absolute error and error-map DSC, with intervals over patients.
 

@@ -38,7 +38,7 @@ from fedqc_simulations.experiments.base import (
     write_tables,
 )
 from fedqc_simulations.experiments.figures import draw_balance, draw_scatter
-from fedqc_simulations.experiments.measures import figures_of, paired
+from fedqc_simulations.experiments.measures import figures_of, p_value, paired
 from fedqc_simulations.experiments.pooled import federated_rows
 
 NAME = "qcresunet"
@@ -238,8 +238,7 @@ def _tables(
                     row.qc.network.width,
                     f"{n_parameters(workshop.task, row):,}",
                     *figures.cells(),
-                    None if tests is None else tests.predictions,
-                    None if tests is None else tests.errors,
+                    *((None, None) if tests is None else map(p_value, (tests.predictions, tests.errors))),
                 )
             )
             draw_scatter(workshop.out / f"{row.name}-{group}.png", f"{row.title}, {group}", judged)
