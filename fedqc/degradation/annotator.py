@@ -285,10 +285,8 @@ class AnotherPatient(Degradation):
 
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
         """Draw the donor."""
-        order = rng.permutation(len(self.donors))
-        return {
-            "donor": next(int(i) for i in order if not torch.equal(self.donors[i].to(label.device), label))
-        }
+        order = rng.permutation(len(self.donors)).tolist()
+        return {"donor": next(i for i in order if not torch.equal(self.donors[i].to(label.device), label))}
 
     def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
         """Return the donors' labels."""
