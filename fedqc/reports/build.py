@@ -745,9 +745,6 @@ def training_section(record: RunRecord) -> Section:
     return Section("training", "Training", intro, tuple(parts))
 
 
-# ------------------------------------------------------------------------------------- faults, time, files
-
-
 def _training_labels(record: RunRecord) -> list[Part]:
     """The labels of known quality that the QC model was trained on, as far as sites told of them."""
     sites: dict[str, tuple[list[int], list[int]]] = {}
@@ -779,6 +776,9 @@ def _training_labels(record: RunRecord) -> list[Part]:
 def _added(sums: Sequence[int], counts: Sequence[int]) -> list[int]:
     """Sums of counts, in which -1 stands for a small one that was not told."""
     return [before + max(0, more) for before, more in zip_longest(sums, counts, fillvalue=0)]
+
+
+# ------------------------------------------------------------------------------------- faults, time, files
 
 
 def faults_section(record: RunRecord) -> Section:

@@ -227,6 +227,7 @@ class Sample:
 
 BINS = 10
 RARE = 20
+"""Labels of a tenth of DSC below which it does not say how many are taken of the others."""
 
 
 def evenly(dsc: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.intp]:
