@@ -10,6 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+Region = tuple[slice, slice, slice]
+"""A box of voxels: first and last but one along each axis."""
+
+
+def whole(shape: Sequence[int]) -> Region:
+    """The box that holds a whole volume of `shape` `X, Y, Z`."""
+    x, y, z = (slice(0, length) for length in shape)
+    return x, y, z
+
 
 def rotation(degrees: Sequence[float]) -> Tensor:
     """The `[3, 3]` matrix that rotates about x, then y, then z by angles in degrees."""
@@ -20,20 +29,24 @@ def rotation(degrees: Sequence[float]) -> Tensor:
     return z @ y @ x
 
 
-def source_positions(matrices: Tensor, shifts: Tensor, shape: Sequence[int]) -> Tensor:
+def source_positions(
+    matrices: Tensor, shifts: Tensor, shape: Sequence[int], region: Region | None = None
+) -> Tensor:
     """Where each output voxel comes from: `matrix @ (position - shift)`.
 
     Args:
         matrices: `[N, 3, 3]`, from output to source.
         shifts: `[N, 3]` in voxels.
         shape: `X, Y, Z` of the volume.
+        region: the output voxels to do so for; None: all.
 
     Returns:
-        `[N, 3, X, Y, Z]` positions in voxels from the volume's centre, float32.
+        `[N, 3, X, Y, Z]` (or the region's size) positions in voxels from the volume's centre, float32.
     """
     moved = []
-    for axis, length in enumerate(shape):
-        positions = torch.arange(length, dtype=torch.float32, device=matrices.device) - (length - 1) / 2
+    for axis, (length, part) in enumerate(zip(shape, region or whole(shape), strict=True)):
+        voxels = torch.arange(part.start, part.stop, dtype=torch.float32, device=matrices.device)
+        positions = voxels - (length - 1) / 2
         sides = [-1 if other == axis else 1 for other in range(3)]
         moved.append(positions.reshape(1, *sides) - shifts[:, axis, None, None, None])
     rows = matrices[:, :, :, None, None, None].unbind(dim=1)

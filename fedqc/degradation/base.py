@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torch.nn import functional as F
+
+from fedqc.geometry import Region, whole
 
 Params = Mapping[str, Any]
 """Drawn parameters of one degradation: numbers and lists of numbers, so that they can be written to JSON."""
@@ -74,9 +75,17 @@ def distance_to(mask: Tensor, reach: int) -> Tensor:
 
 
 def smooth_field(
-    seeds: Sequence[int], channels: int, points: int, shape: Sequence[int], device: torch.device
+    seeds: Sequence[int],
+    channels: int,
+    points: int,
+    shape: Sequence[int],
+    device: torch.device,
+    *,
+    region: Region | None = None,
 ) -> Tensor:
     """Smooth random fields in [-1, 1]: uniform values on a coarse grid, interpolated trilinearly.
+
+    Unlike `F.interpolate`, in a part of the volume alone if wanted, and to the same bits as in all of it.
 
     Args:
         seeds: One seed a field, part of the recipe.
@@ -84,17 +93,25 @@ def smooth_field(
         points: Control points along each axis.
         shape: `X, Y, Z`.
         device: Where the result lives; the values do not depend on it.
+        region: The voxels of interest; None: all.
 
     Returns:
-        `[N, channels, X, Y, Z]` float32.
+        `[N, channels, X, Y, Z]` (or the region's size) float32.
     """
     coarse = [
         torch.rand((channels, points, points, points), generator=torch.Generator().manual_seed(seed)) * 2 - 1
         for seed in seeds
     ]
-    return F.interpolate(
-        torch.stack(coarse).to(device), size=tuple(shape), mode="trilinear", align_corners=True
-    )
+    field = torch.stack(coarse).to(device)
+    parts = region or whole(shape)
+    for axis in (2, 1, 0):  # the last and largest step then copies whole planes
+        voxels = torch.arange(parts[axis].start, parts[axis].stop, dtype=torch.float32, device=device)
+        position = voxels * ((points - 1) / max(1, shape[axis] - 1))
+        below = position.long().clamp(max=points - 2)
+        weight = (position - below).reshape(-1, *[1] * (2 - axis))
+        low, high = (field.index_select(axis + 2, index) for index in (below, below + 1))
+        field = torch.lerp(low, high, weight)
+    return field
 
 
 def draw_seed(rng: np.random.Generator) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedqc.degradation.base import Degradation, Params, draw_seed, smooth_field
-from fedqc.geometry import rotation, sampling_grid, source_positions
+from fedqc.geometry import Region, rotation, source_positions
 
 PUBLISHED_SIZE = (160, 192, 160)
 """Voxels of the volumes for which the paper states translation and displacement."""
@@ -39,26 +39,81 @@ class SegGen(Degradation):
 
     def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
         """Sample the labels at the transformed voxel positions, nearest neighbour, background outside."""
-        shape = labels.shape[1:]
-        device = labels.device
+        result = torch.zeros_like(labels)
+        for label, degraded, p in zip(labels, result, params, strict=True):
+            self._transform(label, degraded, p)
+        return result
+
+    def _transform(self, label: Tensor, degraded: Tensor, params: Params) -> None:
+        """Write the transformed label into an empty one, where its foreground may come to lie."""
+        shape = label.shape
+        turn, scale = rotation(params["rotation"]), float(params["scale"])
+        displacement = params["displacement"]
+        box = _foreground(label)
+        target = box and _reached(box, turn * scale, params["translation"], displacement, shape)
+        if target is None:
+            return
         # From output to source: the inverse of rotation and scale.
-        matrices = torch.stack([rotation(p["rotation"]).T / float(p["scale"]) for p in params]).to(device)
-        shift = torch.tensor([p["translation"] for p in params], dtype=torch.float32, device=device)
-        size = torch.tensor([p["displacement"] for p in params], dtype=torch.float32, device=device)
-        source = source_positions(matrices, shift, shape)
-        field = smooth_field([int(p["seed"]) for p in params], 3, CONTROL_POINTS, shape, device)
-        source = source + field * size[:, :, None, None, None]
-        return sample_nearest(labels, source)
+        matrix = (turn.T / scale).to(label.device)
+        shift = torch.tensor(params["translation"], dtype=torch.float32, device=label.device)
+        source = source_positions(matrix[None], shift[None], shape, target)[0]
+        if any(displacement):
+            seed = [int(params["seed"])]
+            field = smooth_field(seed, 3, CONTROL_POINTS, shape, label.device, region=target)[0]
+            size = torch.tensor(displacement, dtype=torch.float32, device=label.device)
+            source += field * size[:, None, None, None]
+        degraded[target] = sample_nearest(label, source)
 
 
-def sample_nearest(labels: Tensor, source: Tensor) -> Tensor:
-    """Labels at real-valued positions.
+def _foreground(label: Tensor) -> Region | None:
+    """The smallest box that holds the foreground of `[X, Y, Z]`; None where there is none."""
+    columns = label.amax(dim=0)
+    sides = [label.flatten(1).amax(dim=1), columns.amax(dim=1), columns.amax(dim=0)]
+    filled = [side.nonzero().flatten().tolist() for side in sides]
+    if not filled[0]:
+        return None
+    x, y, z = (slice(voxels[0], voxels[-1] + 1) for voxels in filled)
+    return x, y, z
+
+
+def _reached(
+    box: Region, matrix: Tensor, shift: Sequence[float], displacement: Sequence[float], shape: Sequence[int]
+) -> Region | None:
+    """The output voxels in which something of a box of the label may come to lie; None where there are none.
 
     Args:
-        labels: `[N, X, Y, Z]` uint8.
-        source: `[N, 3, X, Y, Z]` positions in voxels from the volume's centre.
+        box: voxels of the label.
+        matrix: `[3, 3]`, from source to output.
+        shift: in voxels, in the output.
+        displacement: by how many voxels along each axis the source may lie elsewhere.
+        shape: `X, Y, Z` of both.
     """
-    sampled = F.grid_sample(
-        labels[:, None].float(), sampling_grid(source, labels.shape[1:]), mode="nearest", align_corners=False
+    middle = (np.array(shape) - 1) / 2
+    first, last = (
+        np.array(ends) for ends in zip(*((part.start, part.stop - 1) for part in box), strict=True)
     )
-    return sampled[:, 0].to(labels.dtype)
+    linear = matrix.double().numpy()
+    centre = linear @ ((first + last) / 2 - middle) + np.array(shift) + middle
+    half = np.abs(linear) @ ((last - first + 1) / 2 + np.array(displacement)) + 0.01  # and for rounding
+    start = np.clip(np.ceil(centre - half), 0, shape).astype(int).tolist()
+    stop = np.clip(np.floor(centre + half) + 1, 0, shape).astype(int).tolist()
+    x, y, z = (slice(begin, end) for begin, end in zip(start, stop, strict=True))
+    return None if any(begin >= end for begin, end in zip(start, stop, strict=True)) else (x, y, z)
+
+
+def sample_nearest(label: Tensor, source: Tensor) -> Tensor:
+    """A label at real-valued positions; background outside.
+
+    Args:
+        label: `[X, Y, Z]` uint8.
+        source: `[3, ...]` positions in voxels from the volume's centre.
+
+    Returns:
+        `[...]` uint8.
+    """
+    framed = F.pad(label, (1,) * 6)
+    index = torch.zeros(source.shape[1:], dtype=torch.int32, device=label.device)
+    for positions, length in zip(source, label.shape, strict=True):
+        voxel = (positions + (length - 1) / 2).round_().clamp_(-1, length).to(torch.int32)
+        index.mul_(length + 2).add_(voxel).add_(1)
+    return framed.flatten().index_select(0, index.flatten()).reshape(index.shape)

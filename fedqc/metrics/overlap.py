@@ -51,11 +51,12 @@ def overlap(label: Tensor, reference: Tensor, regions: Sequence[Sequence[int]]) 
         raise DataError("no region to compare; a task names at least one")
     in_label = region_masks(label, regions).flatten(2)
     in_reference = region_masks(reference, regions).flatten(2)
-    dsc = _dice(in_label, in_reference)
-    present = in_reference.any(dim=2)
+    n_label, n_reference = _count(in_label), _count(in_reference)
+    dsc = _dice(_count(in_label & in_reference), n_label + n_reference)
+    present = n_reference > 0
     n_present = present.sum(dim=1)
     mean = (dsc * present).sum(dim=1) / n_present.clamp(min=1)
-    silent = (torch.count_nonzero(in_label, dim=2).sum(dim=1) == 0).to(dsc.dtype)
+    silent = (n_label == 0).all(dim=1).to(dsc.dtype)
     return Overlap(dsc=dsc, present=present, mean=torch.where(n_present > 0, mean, silent))
 
 
@@ -90,7 +91,8 @@ def binary_dice(a: Tensor, b: Tensor) -> Tensor:
         DataError: the shapes differ.
     """
     _check_shapes(a, b)
-    return _dice(a.bool().flatten(1), b.bool().flatten(1))
+    a, b = a.bool().flatten(1), b.bool().flatten(1)
+    return _dice(_count(a & b), _count(a) + _count(b))
 
 
 def error_map(label: Tensor, reference: Tensor) -> Tensor:
@@ -123,11 +125,13 @@ def one_hot(label: Tensor, n_classes: int) -> Tensor:
     return region_masks(label, [(index,) for index in range(1, n_classes + 1)]).to(torch.float32)
 
 
-def _dice(a: Tensor, b: Tensor) -> Tensor:
-    """DSC of bool masks over their last axis."""
-    # Counted as integers: exact for any volume, and mixed precision does not touch it.
-    both = (a & b).sum(dim=-1, dtype=torch.int32)
-    sizes = a.sum(dim=-1, dtype=torch.int32) + b.sum(dim=-1, dtype=torch.int32)
+def _count(mask: Tensor) -> Tensor:
+    """Voxels inside, along the last axis: as integers, exact for any volume and in mixed precision."""
+    return mask.sum(dim=-1, dtype=torch.int32)
+
+
+def _dice(both: Tensor, sizes: Tensor) -> Tensor:
+    """DSC of masks from the voxels that are in both, and in the one and in the other together."""
     return torch.where(sizes > 0, 2 * both / sizes.clamp(min=1), 1.0).to(torch.float32)
 
 

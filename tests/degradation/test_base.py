@@ -41,6 +41,8 @@ def test_distances_are_those_of_scipy_up_to_the_reach(reach: int) -> None:
 
 def test_smooth_fields_are_coarse_noise_interpolated_linearly() -> None:
     field = smooth_field([5, 6], 3, 4, (10, 13, 7), CPU)
+    part = (slice(2, 9), slice(0, 13), slice(6, 7))
+    assert torch.equal(smooth_field([5, 6], 3, 4, (10, 13, 7), CPU, region=part), field[:, :, *part])
     assert field.shape == (2, 3, 10, 13, 7)
     assert field.abs().max() <= 1
     coarse = torch.rand((3, 4, 4, 4), generator=torch.Generator().manual_seed(6)) * 2 - 1

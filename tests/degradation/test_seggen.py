@@ -10,8 +10,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from fedqc.degradation.annotator import Shift
-from fedqc.degradation.base import radius
-from fedqc.degradation.seggen import PUBLISHED_SIZE, SegGen, sample_nearest
+from fedqc.degradation.base import radius, smooth_field
+from fedqc.degradation.seggen import CONTROL_POINTS, PUBLISHED_SIZE, SegGen, sample_nearest
+from fedqc.geometry import rotation, source_positions
 from fedqc.metrics.overlap import binary_dice
 
 NEUTRAL = {
@@ -100,9 +101,30 @@ def test_the_elastic_field_moves_nothing_further_than_its_displacement() -> None
 
 
 def test_sampled_positions_are_counted_from_the_centre() -> None:
-    labels = torch.arange(2 * 4 * 3 * 5, dtype=torch.uint8).reshape(2, 4, 3, 5)
-    source = torch.tensor([[0.5, 1.0, -2.0], [-1.5, 0.0, 1.0]])[:, :, None, None, None]
-    assert sample_nearest(labels, source).flatten().tolist() == [labels[0, 2, 2, 0], labels[1, 0, 1, 3]]
+    label = torch.arange(4 * 3 * 5, dtype=torch.uint8).reshape(4, 3, 5) + 1
+    source = torch.tensor([[0.5, 1.0, -2.0], [-1.5, 0.0, 1.0], [-2.6, 0, 0], [0, 0, 2.4], [0, 0, 2.6]]).T
+    assert sample_nearest(label, source).tolist() == [label[2, 2, 0], label[0, 1, 3], 0, label[2, 1, 4], 0]
+
+
+def test_only_where_the_label_may_come_to_lie_is_sampled_and_nothing_is_missed(label: Tensor) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        params = {
+            **SegGen().make_params(rng, label),
+            "displacement": [2.5, 0.0, 4.0] if number % 2 else [0.0] * 3,
+        }
+        scale = float(params["scale"])
+        matrix, shift = (
+            (rotation(params["rotation"]).T / scale)[None],
+            torch.tensor(params["translation"])[None],
+        )
+        field = smooth_field([int(params["seed"])], 3, CONTROL_POINTS, label.shape, label.device)
+        size = torch.tensor(params["displacement"])[None, :, None, None, None]
+        source = source_positions(matrix, shift.float(), label.shape) + field * size
+        assert torch.equal(transformed(label, **params), sample_nearest(label, source[0]))
+    assert not transformed(label, translation=[0.0, 60.0, 0.0]).any()
+    empty = torch.zeros_like(label)
+    assert torch.equal(transformed(empty, scale=1.2), empty)
 
 
 def test_drawn_parameters_are_the_published_ones_scaled_to_the_volume() -> None:
