@@ -1,6 +1,8 @@
 """Where and how precisely to compute: one place decides, everything else is told."""
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -15,6 +17,8 @@ SHORTEST_BF16_AXIS = 3
 """Voxels of a network's deepest layer from which training in bf16 is safe on a CPU (docs/decisions/0009)."""
 
 _GIB = 2**30
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+"""Parameters of glibc's `mallopt`."""
 _TOO_LITTLE = (
     "the GPU's memory is too small for one case at a time; use another one or the CPU ([compute] device), "
     "end what else uses it, or raise [compute] memory"
@@ -80,9 +84,25 @@ def choose_compute(device: str = "auto", precision: str = "auto", memory: float 
         total = torch.cuda.get_device_properties(chosen).total_memory
         index = torch.cuda.current_device() if chosen.index is None else chosen.index
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory * _GIB / total), index)
+    if chosen.type == "cpu":
+        _keep_freed_memory()
     if precision == "auto":
         precision = "bf16" if _has_bf16(chosen) else "fp32"
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep memory that is freed for what is asked for next.
+
+    It hands arrays of over 32 MB back to the system, which fills each new one with zeros, page by page: a
+    third of the time that a volume of 160x192x160 took (docs/decisions/0019). Other C libraries than glibc
+    have no such switch.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, 2**26)
 
 
 def _has_bf16(device: torch.device) -> bool:

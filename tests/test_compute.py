@@ -1,3 +1,6 @@
+import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -155,3 +158,23 @@ def test_a_gpu_is_shared_with_others_up_to_a_bound(monkeypatch: pytest.MonkeyPat
     choose_compute("cuda", "fp32")
     choose_compute("cpu", "fp32", 10)
     assert bounds == [(0.25, 0), (1.0, 0)]
+
+
+FAULTS = """
+import resource, torch
+from fedqc.compute import choose_compute
+torch.set_num_threads(1)
+choose_compute("cpu")
+for round in range(5):
+    if round == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    a = torch.ones(2**24)  # 64 MB
+    del a
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such switch")
+def test_memory_that_is_freed_is_used_again() -> None:
+    """Each page that the system gives anew is a fault: 65,536 of 4 KiB where it keeps nothing."""
+    assert int(subprocess.check_output([sys.executable, "-c", FAULTS], text=True)) < 50

@@ -118,7 +118,7 @@ class PairMethod(Method):
 
     def inputs(self, image: Tensor, label: Tensor) -> Tensor:
         """Network input `[N, C + classes, X, Y, Z]` of images `[N, C, X, Y, Z]` and labels `[N, X, Y, Z]`."""
-        return _channels_last(torch.cat([image, one_hot(label, self.task.n_classes)], dim=1))
+        return torch.cat([image, one_hot(label, self.task.n_classes)], dim=1)
 
     def settings(self, plan: RoundPlan) -> TrainSettings:
         """How a round is optimised: what the configuration says, and else the method's own."""
@@ -242,7 +242,3 @@ def quality_loss(predicted: Tensor, batch: PairBatch) -> Tensor:
     target = torch.cat([batch.mean[:, None], batch.dsc], dim=1)
     weight = torch.cat([torch.ones_like(batch.mean[:, None]), batch.present.float()], dim=1)
     return ((predicted - target).abs() * weight).sum() / weight.sum()
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.to(memory_format=torch.channels_last_3d)

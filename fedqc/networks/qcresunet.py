@@ -12,7 +12,7 @@ published code. Upsampling is nearest and the decoder uses leaky ReLU, as in the
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,20 +85,28 @@ class ChannelAttention(nn.Module):
         super().__init__()
         self.mix = nn.Conv1d(1, 1, 3, padding=1, bias=False)
 
+    def weights(self, means: Tensor) -> Tensor:
+        """Means `[N, channels]` to weights in (0, 1)."""
+        mixed: Tensor = self.mix(means[:, None])
+        return mixed[:, 0].sigmoid()
+
     def forward(self, x: Tensor) -> Tensor:
         """`[N, channels, X, Y, Z]` to the same."""
-        weights: Tensor = self.mix(x.mean(dim=(2, 3, 4))[:, None])[:, 0].sigmoid()
-        return x * weights[:, :, None, None, None]
+        return x * self.weights(_means(x))[:, :, None, None, None]
 
 
 class SideMaps(nn.Module):
     """The last stage of the journal version: every depth's error maps beside the label, weighed and added.
 
+    A depth's maps are enlarged as the stem has halved, the label is averaged to that size, both are weighed
+    by channel attention, joined by a 1x1x1 convolution, and enlarged to full resolution. Weights and
+    convolution are one product here, and it comes before the enlargement: the same sums of fewer values.
+
     Args:
         channels: Those of each depth of the decoder.
         n_error_maps: How many error maps there are.
         label_channels: How many channels the label has.
-        scale: How much finer than its features a depth's maps are: the stem's stride.
+        scale: The stem's stride, 1 or 2.
     """
 
     def __init__(
@@ -111,15 +119,50 @@ class SideMaps(nn.Module):
         self.join = nn.Conv3d(n_error_maps + label_channels, n_error_maps, 1, bias=False)
 
     def forward(self, decoded: Sequence[Tensor], error: Tensor, label: Tensor) -> Tensor:
-        """Every depth's features, error maps `[N, n_error_maps, X, Y, Z]` and label to such error maps."""
-        # Joined before they are enlarged: sums, and the same for fewer values.
-        joined: Tensor = self.join(self.attentions[-1](torch.cat([error, label], dim=1)))
-        for features, to_maps, attention in zip(decoded, self.maps, self.attentions[:-1], strict=True):
-            maps = F.interpolate(to_maps(features), scale_factor=float(self.scale), mode="nearest")
-            beside = F.interpolate(label, size=maps.shape[2:], mode="area")
-            weighed = attention(torch.cat([maps, beside], dim=1))
-            joined = joined + F.interpolate(self.join(weighed), size=label.shape[2:], mode="nearest")
-        return joined
+        """Join every depth's features, the error maps that follow from the last, and the label.
+
+        Args:
+            decoded: each `[N, C, X / s, Y / s, Z / s]`, from coarse to fine.
+            error: `[N, n_error_maps, ...]` of the size of the last.
+            label: `[N, label_channels, X, Y, Z]`.
+
+        Returns:
+            Error maps `[N, n_error_maps, X, Y, Z]`.
+        """
+        sizes = [features.shape[2:] for features in decoded]
+        if self.scale > 1:  # enlarged twice, a depth has the size of the next
+            sizes = [*sizes[1:], label.shape[2:]]
+        coarser: Tensor | None = None
+        for features, size, to_maps, attention in zip(
+            decoded, sizes, self.maps, self.attentions[:-1], strict=True
+        ):
+            coarser = self._joined(to_maps(features), _resized(label, size, "area"), attention, coarser)
+        joined = self._joined(error, label, self.attentions[-1])
+        return joined if coarser is None else coarser + joined
+
+    def _joined(
+        self, maps: Tensor, label: Tensor, attention: nn.Module, coarser: Tensor | None = None
+    ) -> Tensor:
+        """What maps and the label beside them, of the label's size, add to what coarser depths have said."""
+        means = torch.cat([_means(maps), _means(label)], dim=1)
+        weights = self.join.weight[:, :, 0, 0, 0] * cast(ChannelAttention, attention).weights(means)[:, None]
+        of_maps, of_label = weights[:, :, : maps.shape[1]], weights[:, :, maps.shape[1] :]
+        joined = torch.einsum("nec,ncxyz->nexyz", of_maps, maps)
+        if coarser is not None:
+            joined = joined + _resized(coarser, maps.shape[2:], "nearest")
+        return _resized(joined, label.shape[2:], "nearest") + torch.einsum(
+            "nec,ncxyz->nexyz", of_label, label
+        )
+
+
+def _means(x: Tensor) -> Tensor:
+    """`[N, C, X, Y, Z]` to the mean of each channel `[N, C]`."""
+    return x.mean(dim=(2, 3, 4))
+
+
+def _resized(x: Tensor, size: Sequence[int], mode: str) -> Tensor:
+    """`[N, C, X, Y, Z]` at another size; as it is where that is its own, which PyTorch copies."""
+    return x if x.shape[2:] == torch.Size(size) else F.interpolate(x, size=tuple(size), mode=mode)
 
 
 class QCResUNet(nn.Module):
@@ -218,9 +261,11 @@ class QCResUNet(nn.Module):
         for up, skip in zip(self.ups, [*features[-3:0:-1], pooled, stem], strict=True):
             y = up(y, skip)
             decoded.append(y)
-        logits = F.interpolate(self.error(y), size=x.shape[2:], mode="nearest")
+        logits = self.error(y)
         if self.side_maps is not None:
             logits = self.side_maps(decoded, logits, x[:, -self.label_channels :])
+        logits = _resized(logits, x.shape[2:], "nearest")
+        if logits.shape[1] == 1:
+            return QCOutput(quality, logits[:, 0])
         # A label is wrong at a voxel where the mask of some class is.
-        by_class = logits if logits.shape[1] > 1 else None
-        return QCOutput(quality, logits.amax(dim=1), class_error_logits=by_class)
+        return QCOutput(quality, logits.amax(dim=1), class_error_logits=logits)

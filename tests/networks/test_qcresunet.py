@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedqc.networks.qcresunet import ChannelAttention, QCOutput, QCResUNet
+from fedqc.networks.qcresunet import ChannelAttention, QCOutput, QCResUNet, SideMaps
 
 
 def count(*modules: nn.Module) -> int:
@@ -203,6 +203,23 @@ def test_the_label_joins_the_error_maps_at_every_depth(stem_stride: int, x: Tens
 
     with torch.inference_mode():
         torch.testing.assert_close(network(x).error_logits, expected[:, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2, 1])
+def test_side_maps_are_joined_as_if_all_were_enlarged_first(scale: int) -> None:
+    torch.manual_seed(0)
+    side_maps = SideMaps([6, 4], n_error_maps=2, label_channels=3, scale=scale)
+    label = (torch.rand(2, 3, 16, 8, 24) > 0.5).float()
+    coarse, fine = (torch.randn(2, 6, 4 * n, 2 * n, 6 * n) for n in ((1, 2) if scale == 2 else (2, 4)))
+    decoded, error = [coarse, fine[:, :4]], torch.randn(2, 2, *fine.shape[2:])
+    enlarged = F.interpolate(error, size=label.shape[2:], mode="nearest")
+    expected = side_maps.join(side_maps.attentions[2](torch.cat([enlarged, label], dim=1)))
+    for features, to_maps, attention in zip(decoded, side_maps.maps, side_maps.attentions, strict=False):
+        maps = F.interpolate(to_maps(features), scale_factor=float(scale), mode="nearest")
+        beside = F.interpolate(label, size=maps.shape[2:], mode="area")
+        joined = side_maps.join(attention(torch.cat([maps, beside], dim=1)))
+        expected = expected + F.interpolate(joined, size=label.shape[2:], mode="nearest")
+    torch.testing.assert_close(side_maps(decoded, error, label), expected)
 
 
 def test_attention_weighs_the_channels_of_the_input(x: Tensor) -> None:
