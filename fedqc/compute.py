@@ -86,6 +86,9 @@ def choose_compute(device: str = "auto", precision: str = "auto", memory: float 
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory * _GIB / total), index)
     if chosen.type == "cpu":
         _keep_freed_memory()
+        # For this thread and those that it starts: where a loss is small, gradients are full of numbers that
+        # have no exponent left, and the backward pass took six times as long for them.
+        torch.set_flush_denormal(True)
     if precision == "auto":
         precision = "bf16" if _has_bf16(chosen) else "fp32"
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
