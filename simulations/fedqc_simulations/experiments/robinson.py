@@ -52,7 +52,7 @@ def model(quick: bool) -> Row:
         "ResNet-50",
         QCConfig(
             method="robinson",
-            rounds=6 if quick else 40,
+            rounds=6 if quick else 30,
             local_steps=25 if quick else 75,
             batch_size=8,
             learning_rate=1e-3,
