@@ -22,7 +22,7 @@ class Degradation(ABC):
 
     def applies_to(self, label: Tensor) -> bool:
         """Whether this kind of error is possible in `label` `[X, Y, Z]`; most need some foreground."""
-        return bool((label > 0).any())
+        return bool(label.any())
 
     @abstractmethod
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:

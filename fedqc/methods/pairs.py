@@ -117,8 +117,14 @@ class PairMethod(Method):
         """What the network says of images `[N, C, X, Y, Z]` with labels `[N, X, Y, Z]`; under autocast."""
 
     def inputs(self, image: Tensor, label: Tensor) -> Tensor:
-        """Network input `[N, C + classes, X, Y, Z]` of images `[N, C, X, Y, Z]` and labels `[N, X, Y, Z]`."""
-        return torch.cat([image, one_hot(label, self.task.n_classes)], dim=1)
+        """Network input `[N, C + classes, X, Y, Z]` of images `[N, C, X, Y, Z]` and labels `[N, X, Y, Z]`.
+
+        Under autocast it has the precision that the first convolution would bring it to.
+        """
+        device = image.device.type
+        if torch.is_autocast_enabled(device):
+            image = image.to(torch.get_autocast_dtype(device))
+        return torch.cat([image, one_hot(label, self.task.n_classes, image.dtype)], dim=1)
 
     def settings(self, plan: RoundPlan) -> TrainSettings:
         """How a round is optimised: what the configuration says, and else the method's own."""

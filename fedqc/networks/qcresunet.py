@@ -86,13 +86,14 @@ class ChannelAttention(nn.Module):
         self.mix = nn.Conv1d(1, 1, 3, padding=1, bias=False)
 
     def weights(self, means: Tensor) -> Tensor:
-        """Means `[N, channels]` to weights in (0, 1)."""
-        mixed: Tensor = self.mix(means[:, None])
-        return mixed[:, 0].sigmoid()
+        """Means `[N, channels]` to weights in (0, 1), of full precision: they hold for whole channels."""
+        with torch.autocast(means.device.type, enabled=False):
+            mixed: Tensor = self.mix(means.float()[:, None])
+            return mixed[:, 0].sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, channels, X, Y, Z]` to the same."""
-        return x * self.weights(_means(x))[:, :, None, None, None]
+        return x * self.weights(_means(x)).to(x.dtype)[:, :, None, None, None]
 
 
 class SideMaps(nn.Module):

@@ -9,7 +9,7 @@ of 160x192x160 voxels with four modalities, beside the same network as PyTorch h
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -17,12 +17,15 @@ import numpy as np
 import torch
 from monai.transforms.compose import Compose
 from monai.transforms.spatial.dictionary import Rand3DElasticd, RandAffined
+from torch import Tensor
+from torch.nn import functional as F
 
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, choose_compute
 from fedqc.config import NetworkConfig, QCConfig
 from fedqc.degradation.samples import LabelFactory
 from fedqc.methods.qcresunet import QCResUNetMethod
+from fedqc.networks.qcresunet import SideMaps
 from fedqc.task import Task, load_task
 
 LABELS = 32
@@ -86,6 +89,7 @@ def full_size(fast: Compute, repeats: int) -> None:
     image = np.concatenate([small.image] * 4)
     case = replace(small, image=image, label=(small.label > 0).astype(np.uint8))
     ours, theirs = method.build(0), method.build(0).eval()
+    theirs.get_submodule("side_maps").__class__ = _PlainSideMaps
     with torch.no_grad():  # an untrained network's scores lie around 0, and are cut off there
         for one in (ours, theirs):
             one.get_parameter("quality.bias").fill_(0.5)
@@ -103,6 +107,21 @@ def full_size(fast: Compute, repeats: int) -> None:
     name = f"{fast.dtype} on {fast.device}".removeprefix("torch.")
     compare(f"scoring 160x192x160x5, {name}", score, "fp32, eager", plain, repeats)
     print(f"scores {qualities['ours']:.4f} and {qualities['theirs']:.4f}, of a network that was not trained")
+
+
+class _PlainSideMaps(SideMaps):
+    """Side maps as the paper draws them: everything is enlarged first, then weighed and joined."""
+
+    def forward(self, decoded: Sequence[Tensor], error: Tensor, label: Tensor) -> Tensor:
+        """As the class above."""
+        error = F.interpolate(error, size=label.shape[2:], mode="nearest")
+        joined: Tensor = self.join(self.attentions[-1](torch.cat([error, label], dim=1)))
+        for features, to_maps, attention in zip(decoded, self.maps, self.attentions[:-1], strict=True):
+            maps = F.interpolate(to_maps(features), scale_factor=float(self.scale), mode="nearest")
+            beside = F.interpolate(label, size=maps.shape[2:], mode="area")
+            weighed = self.join(attention(torch.cat([maps, beside], dim=1)))
+            joined = joined + F.interpolate(weighed, size=label.shape[2:], mode="nearest")
+        return joined
 
 
 def compare(what: str, ours: Callable[[], None], peer: str, theirs: Callable[[], None], repeats: int) -> None:
