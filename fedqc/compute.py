@@ -3,7 +3,7 @@
 import contextlib
 import ctypes
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ SHORTEST_BF16_AXIS = 3
 """Voxels of a network's deepest layer from which training in bf16 is safe on a CPU (docs/decisions/0009)."""
 
 _GIB = 2**30
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
 """Parameters of glibc's `mallopt`."""
 _TOO_LITTLE = (
     "the GPU's memory is too small for one case at a time; use another one or the CPU ([compute] device), "
@@ -85,7 +85,7 @@ def choose_compute(device: str = "auto", precision: str = "auto", memory: float 
         index = torch.cuda.current_device() if chosen.index is None else chosen.index
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory * _GIB / total), index)
     if chosen.type == "cpu":
-        _keep_freed_memory()
+        _keep_freed_memory(keep=True)
         # For this thread and those that it starts: where a loss is small, gradients are full of numbers that
         # have no exponent left, and the backward pass took six times as long for them.
         torch.set_flush_denormal(True)
@@ -94,18 +94,38 @@ def choose_compute(device: str = "auto", precision: str = "auto", memory: float 
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
 
 
-def _keep_freed_memory() -> None:
-    """Have the C library keep memory that is freed for what is asked for next.
+def _keep_freed_memory(*, keep: bool) -> None:
+    """Have the C library keep memory that is freed for what is asked for next, or as it does of itself.
 
-    It hands arrays of over 32 MB back to the system, which fills each new one with zeros, page by page: a
-    third of the time that a volume of 160x192x160 took (docs/decisions/0019). Other C libraries than glibc
-    have no such switch.
+    Of itself it hands arrays of over 32 MB back to the system, which fills each new one with zeros, page by
+    page: a third of the time that a volume of 160x192x160 took (docs/decisions/0019). Other C libraries than
+    glibc have no such switch.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(_M_TOP_PAD, 2**26)
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is None or not hasattr(library, "mallopt"):
+        return
+    settings = (
+        {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: 2**26}
+        if keep
+        else {_M_MMAP_MAX: 2**16, _M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**26, _M_TOP_PAD: 2**17}
+    )
+    for name, value in settings.items():
+        library.mallopt(name, value)
+    if not keep:
+        library.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def freed_memory_returned(compute: Compute) -> Iterator[None]:
+    """For networks with feature maps so large that memory which is kept becomes more than there is."""
+    if compute.device.type != "cpu":
+        yield
+        return
+    _keep_freed_memory(keep=False)
+    try:
+        yield
+    finally:
+        _keep_freed_memory(keep=True)
 
 
 def _has_bf16(device: torch.device) -> bool:
