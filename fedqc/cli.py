@@ -295,6 +295,10 @@ def reproduce(
     sites: Annotated[
         int, typer.Option(min=0, help="Train across so many sites too, beside the pooled data; 0: do not.")
     ] = 0,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rounds of every training; the table's own number where left out."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Decides everything that is drawn.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
@@ -327,7 +331,7 @@ def reproduce(
         if threads is not None:
             torch.set_num_threads(threads)
         task = str(Path(task).expanduser().resolve()) if task.endswith(".toml") else task
-        settings = Settings(data.resolve(), layout, task, seed, quick, sites, compute)
+        settings = Settings(data.resolve(), layout, task, seed, quick, sites, compute, rounds)
         table = run(name, settings, out.resolve(), display)
     console.print(Markdown(table.read_text(encoding="utf-8")))
     minutes = (time.monotonic() - begin) / 60

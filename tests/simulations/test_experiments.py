@@ -168,11 +168,13 @@ def test_robinson_has_a_row_for_each_class_and_sites_a_table_of_their_own(
     settings: Settings, tmp_path: Path, display: Display
 ) -> None:
     out = tmp_path / "out"
-    reproduce("robinson", Settings(**(vars(settings) | {"sites": 2})), out, display)
+    reproduce("robinson", Settings(**(vars(settings) | {"sites": 2, "rounds": 2})), out, display)
     errors, good, federated = tables(out)
     assert [row[0] for row in errors["rows"]] == ["background", "ball", "all-classes"]
     assert [row[0] for row in good["rows"]][:3] == ["true positive rate", "false positive rate", "accuracy"]
     assert [row[0] for row in federated["rows"]] == ["ResNet-50, pooled data", "ResNet-50, 2 sites"]
+    assert "2 rounds of 2" in federated["notes"][0]
+    assert "2 rounds of 2" in errors["notes"][1]
     assert "MB" in federated["notes"][1]
     rounds = json.loads((out / "federated-robinson" / "run" / "run.json").read_text())["rounds"]
     assert set(rounds) == {"qc"}  # forests are grown at the sites

@@ -58,6 +58,8 @@ class Settings:
     sites: int
     """0: on one machine; else training is federated over so many sites, beside training on pooled data."""
     compute: ComputeConfig
+    rounds: int | None = None
+    """Of every model's training; None: as many as the table says."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def _begin(name: str, settings: Settings, task: Task, out: Path) -> None:
         "seed": settings.seed,
         "quick": settings.quick,
         "sites": settings.sites,
+        "rounds": settings.rounds,
     }
     path = out / "settings.json"
     if path.exists():
@@ -171,6 +174,12 @@ class Row:
     """Of its folder."""
     title: str
     qc: QCConfig
+
+    def over(self, rounds: int | None) -> "Row":
+        """The same, trained over so many rounds; None: over its own."""
+        if rounds is None:
+            return self
+        return replace(self, qc=self.qc.model_copy(update={"rounds": rounds}))
 
 
 def n_parameters(task: Task, row: Row) -> int:

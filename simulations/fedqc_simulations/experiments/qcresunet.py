@@ -94,10 +94,11 @@ def reproduce(workshop: Workshop) -> None:
     training, test = workshop.split([1 - TEST_SHARE, TEST_SHARE])
     settings = sources(workshop.settings.quick)
     labels, groups = test_labels(workshop, settings, training, test)
-    make_labels(workshop, workshop.opened(training), rows(workshop.settings.quick)[0].qc)
-    tables = [*_tables(workshop, training, labels, groups), _label_table(labels, groups)]
+    models = [row.over(workshop.settings.rounds) for row in rows(workshop.settings.quick)]
+    make_labels(workshop, workshop.opened(training), models[0].qc)
+    tables = [*_tables(workshop, models, training, labels, groups), _label_table(labels, groups)]
     if workshop.settings.sites:
-        model = next(row for row in rows(workshop.settings.quick) if row.name == OURS)
+        model = next(row for row in models if row.name == OURS)
         tables.append(federated_rows(workshop, model, training, labels, groups["in-sample"]))
     write_tables(workshop, tables)
 
@@ -209,12 +210,12 @@ def _maker(sample: Sample) -> tuple[str, str]:
 
 def _tables(
     workshop: Workshop,
+    models: Sequence[Row],
     training: Sequence[CaseFiles],
     labels: TestLabels,
     groups: Mapping[str, Sequence[Sample]],
 ) -> Sequence[Table]:
     everyone: dict[str, dict[str, list[Judged]]] = {}
-    models = rows(workshop.settings.quick)
     for row in models:
         for group, samples in groups.items():
             judged = tried(

@@ -68,7 +68,7 @@ def model(quick: bool) -> Row:
 
 def reproduce(workshop: Workshop) -> None:
     """Train what is missing, try it, and write table and figures."""
-    row = model(workshop.settings.quick)
+    row = model(workshop.settings.quick).over(workshop.settings.rounds)
     training, test = workshop.split([1 - TEST_SHARE, TEST_SHARE])
     # One dealing of all patients: a test label comes from a forest that saw no case of its patient.
     make_labels(workshop, workshop.opened(workshop.cases), row.qc)

@@ -79,7 +79,7 @@ def model(quick: bool) -> Row:
 
 def reproduce(workshop: Workshop) -> None:
     """Train what is missing, try it, and write table and figures."""
-    row = model(workshop.settings.quick)
+    row = model(workshop.settings.quick).over(workshop.settings.rounds)
     cases = workshop.opened(workshop.cases)
     make_labels(workshop, cases, row.qc)
     made = label_store(workshop.labels, SOURCE, workshop.task, row.qc.sources, workshop.seed)
