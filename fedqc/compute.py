@@ -86,9 +86,6 @@ def choose_compute(device: str = "auto", precision: str = "auto", memory: float 
         torch.cuda.set_per_process_memory_fraction(min(1.0, memory * _GIB / total), index)
     if chosen.type == "cpu":
         _keep_freed_memory(keep=True)
-        # For this thread and those that it starts: where a loss is small, gradients are full of numbers that
-        # have no exponent left, and the backward pass took six times as long for them.
-        torch.set_flush_denormal(True)
     if precision == "auto":
         precision = "bf16" if _has_bf16(chosen) else "fp32"
     return Compute(chosen, torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -113,6 +110,20 @@ def _keep_freed_memory(*, keep: bool) -> None:
         library.mallopt(name, value)
     if not keep:
         library.malloc_trim(0)
+
+
+@contextlib.contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """Numbers below the least exponent of fp32 count as zero in this thread and those that it starts.
+
+    Where a loss is small, gradients are full of them, and the backward pass took six times as long
+    (docs/decisions/0019). Nothing else in the process should lose them: headers of files hold any bits.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fedqc.compute import Compute
+from fedqc.compute import Compute, denormals_as_zero
 from fedqc.errors import TrainingError
 
 Batch = TypeVar("Batch")
@@ -40,6 +40,7 @@ class TrainSettings:
         return float(self.learning_rate * warm * factor[self.schedule])
 
 
+@denormals_as_zero()
 def train(  # noqa: PLR0917 - what is trained, on what, how and where; the method calls it by position
     network: nn.Module,
     batches: Iterable[Batch],

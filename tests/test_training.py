@@ -200,3 +200,18 @@ def test_fedprox_holds_the_network_to_its_start(mu: float, end: float) -> None:
     assert network.w.tolist() == pytest.approx([end, end], abs=1e-3)
     assert ("proximal" in told) == (mu > 0)
     assert told["loss"] == pytest.approx(told["fit"] + told.get("proximal", 0.0))
+
+
+# ----------------------------------------------------------------------------------------------- denormals
+
+
+def test_numbers_below_the_least_exponent_are_zero_in_training_only() -> None:
+    tiny, seen = torch.full((8,), 1e-40), []
+
+    def losses(network: nn.Module, factor: float) -> Mapping[str, Tensor]:
+        seen.append(torch.count_nonzero(tiny * 1.0).item())
+        return slope(network, factor)
+
+    train(Weight(), [1.0, 1.0], losses, constant_settings(), FP32)
+    assert seen == [0, 0]
+    assert torch.count_nonzero(tiny * 1.0).item() == 8
