@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Region = tuple[slice, slice, slice]
-"""A box of voxels: first and last but one along each axis."""
+"""A box of voxels: along each axis from its first to behind its last."""
 
 
 def whole(shape: Sequence[int]) -> Region:

@@ -28,7 +28,7 @@ class RobinsonMethod(PairMethod):
         learning_rate=1e-5, total_steps=1, optimizer="adam", schedule="constant", weight_decay=0.0
     )
     """Adam at 1e-5 (section 2). The paper has a "decay of 0.005" as well and leaves open of what. As an L2
-    penalty it draws predictions to the middle once the loss is small: by 0.87 after 3,000 steps."""
+    penalty it draws predictions to the middle once the loss is small (slope 0.87 after 3,000 steps)."""
 
     def scored_regions(self) -> dict[str, tuple[int, ...]]:
         """Background, the classes, and all of them together, as class indices."""

@@ -95,7 +95,7 @@ def full_size(fast: Compute, repeats: int) -> None:
     with torch.no_grad():  # an untrained network's scores lie around 0, and are cut off there
         for one in (ours, theirs):
             one.get_parameter("quality.bias").fill_(0.5)
-    inputs = method.inputs(torch.from_numpy(image)[None], torch.from_numpy(case.label)[None]).contiguous()
+    inputs = method.inputs(torch.from_numpy(image)[None], torch.from_numpy(case.label)[None])
     qualities: dict[str, float] = {}
 
     def score() -> None:
@@ -107,10 +107,9 @@ def full_size(fast: Compute, repeats: int) -> None:
         qualities["theirs"] = theirs(inputs).quality[0, 0].clamp(0, 1).item()
 
     name = f"{fast.dtype} on {fast.device}".removeprefix("torch.")
-    peer = "fp32, eager"
     # Plain PyTorch does not ask the C library to keep memory either.
     around = partial(freed_memory_returned, fast)
-    compare(f"scoring 160x192x160x5, {name}", score, peer, plain, repeats, around=around)
+    compare(f"scoring 160x192x160x5, {name}", score, "fp32, eager", plain, repeats, around=around)
     print(f"scores {qualities['ours']:.4f} and {qualities['theirs']:.4f}, of a network that was not trained")
 
 
