@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.splits import split_references
 from fedqc.compute import Compute, with_smaller_batches
 from fedqc.config import FrozenModel, QCConfig, parse
-from fedqc.degradation.samples import StoredLabels
 from fedqc.display import Display
-from fedqc.errors import ConfigError, ModelError
+from fedqc.errors import ConfigError, ModelError, TrainingError
 from fedqc.files import write_json
 from fedqc.label_sources.making import CaseLabels, make_stored_labels, stored_labels
-from fedqc.methods.base import Method, RoundPlan, RoundResult, get_method
-from fedqc.model import ModelCard, has_model, load_model, load_weights, save_model
+from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Stage, begin_stage, get_method
+from fedqc.model import ModelCard, has_model, load_model, load_weights, reference_files, save_model
+from fedqc.ratings import Rating
 from fedqc.seeding import generator
 from fedqc.task import Task
 from fedqc.trial import Tried, trial_figures, try_model
@@ -48,6 +48,8 @@ class Job:
     """Decides everything that is drawn."""
     licence: str | None = None
     """Of the weights, for the model's card."""
+    ratings: Mapping[str, Sequence[Rating]] = field(default_factory=dict)
+    """What people thought of the cases' labels, by the case's id."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class _Plan(FrozenModel):
     seed: int
     cases: str
     """SHA-256 of the ids, the patients and the files' contents of all cases."""
+    ratings: str
+    """SHA-256 of all ratings."""
 
 
 def train_alone(
@@ -107,9 +111,13 @@ def train_alone(
     folder = out.with_name(f"{out.name}.training")
     _begin(folder, job, _digest(references, cases))
     labels = _stored_labels(job, training, cache / "labels", compute, display)
+    known = Known(labels=labels, ratings=job.ratings)
     network, card = train_rounds(
-        job, method, training, labels, folder / "model", compute=compute, display=display
+        job, method, training, known, folder / "model", compute=compute, display=display
     )
+    method.references = training
+    progress_of_fit = partial(display.progress, "fitting what is no network")
+    method.fit(network, training, compute, generator(job.seed, NAME, "fit"), progress_of_fit)
 
     def progress(done: int, total: int) -> None:
         display.progress("trying the model on held-back cases", done, total)
@@ -117,7 +125,7 @@ def train_alone(
     rng = generator(job.seed, NAME, "trial")
     tried = try_model(method, network, held_back, rng, compute, progress=progress)
     figures = trial_figures(tried, generator(job.seed, NAME, "bootstrap")) if tried else {}
-    card = card.model_copy(update={"figures": figures})
+    card = card.model_copy(update={"figures": figures, "references": reference_files(method, training.files)})
     save_model(out, network.state_dict(), card)
     shutil.rmtree(folder, ignore_errors=True)
     return TrainedAlone(card, tried)
@@ -134,7 +142,9 @@ def _begin(folder: Path, job: Job, cases: str) -> None:
     Raises:
         ConfigError: something else was begun, or what it was cannot be read.
     """
-    plan = _Plan(task=job.task, qc=job.qc, seed=job.seed, cases=cases)
+    rated = [asdict(rating) for case in sorted(job.ratings) for rating in job.ratings[case]]
+    ratings = hashlib.sha256(json.dumps(rated).encode()).hexdigest()
+    plan = _Plan(task=job.task, qc=job.qc, seed=job.seed, cases=cases, ratings=ratings)
     path = folder / "plan.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,19 +186,19 @@ def train_rounds(
     job: Job,
     method: Method,
     cases: CachedCases,
-    labels: Mapping[str, StoredLabels],
+    known: Known,
     folder: Path,
     *,
     compute: Compute,
     display: Display,
 ) -> tuple[nn.Module, ModelCard]:
-    """Train all rounds that a folder does not hold yet.
+    """Train all rounds of all stages that a folder does not hold yet.
 
     Args:
         job: What to train.
         method: The method of the job.
-        cases: To train on.
-        labels: Those of the cases that lie on disk, by their source.
+        cases: To train on; each stage takes those that it may learn from.
+        known: What else is known of the cases.
         folder: Where the network is stored after each round, and was where the training was cut off.
         compute: Device and precision.
         display: Told how it goes.
@@ -204,31 +214,57 @@ def train_rounds(
     if has_model(folder):
         stored = load_model(folder, job.task)
         network, card = stored.network, stored.card.model_copy(update={"licence": job.licence})
-        display.say(f"goes on after round {card.rounds} of {job.qc.rounds}")
+        display.say(f"goes on after round {card.rounds} of {sum(one.rounds for one in method.stages())}")
     else:
         network, card = _untrained(job, method), _card(job, cases)
-    note = ""
-    for number in range(card.rounds + 1, job.qc.rounds + 1):
-        plan = RoundPlan(
-            seed=job.seed,
-            site=NAME,
-            round=number,
-            rounds=job.qc.rounds,
-            steps=job.qc.local_steps,
-            batch_size=job.qc.batch_size,
-        )
-        progress = partial(display.progress, "training, steps", note=note)
-        result = _train_round(
-            partial(method.train_round, network, cases, compute=compute, progress=progress, stored=labels),
-            network,
-            plan,
-            display.say,
-        )
-        loss = result.losses.get("loss")
-        note = "" if loss is None else f"loss {loss:.3f}"
-        card = card.model_copy(update={"rounds": number, "samples": card.samples + result.samples})
-        save_model(folder, network.state_dict(), card)
+    done = card.rounds
+    for stage in method.stages():
+        note, what = "", "training" if stage.name == "qc" else f"training {stage.name}"
+        chosen = _learned_by(stage, cases, known)
+        for number in range(done + 1, stage.rounds + 1):
+            if number == 1:
+                begin_stage(network, stage)
+            plan = RoundPlan(
+                seed=job.seed,
+                site=NAME,
+                round=number,
+                rounds=stage.rounds,
+                steps=stage.local_steps,
+                batch_size=stage.batch_size,
+                stage=stage.name,
+            )
+            progress = partial(display.progress, f"{what}, steps", note=note)
+            result = _train_round(
+                partial(method.train_round, network, chosen, compute=compute, progress=progress, known=known),
+                network,
+                plan,
+                display.say,
+            )
+            loss = result.losses.get("loss")
+            note = "" if loss is None else f"loss {loss:.3f}"
+            card = card.model_copy(
+                update={"rounds": card.rounds + 1, "samples": card.samples + result.samples}
+            )
+            save_model(folder, network.state_dict(), card)
+        done = max(0, done - stage.rounds)
     return network, card
+
+
+def _learned_by(stage: Stage, cases: CachedCases, known: Known) -> CachedCases:
+    """The cases that a stage learns from.
+
+    Raises:
+        TrainingError: there are none.
+    """
+    chosen = cases.where(lambda files: stage.may_learn_from(files, known.ratings))
+    if not chosen:
+        rated = stage.learns_from == "rated"
+        raise TrainingError(
+            f"stage {stage.name!r} has nothing to learn from: there are {len(cases)} cases of "
+            f"{len(cases.patients)} patients, and ratings of {len(known.ratings)} cases; it takes "
+            + ("a table that rates some of the cases" if rated else "more patients")
+        )
+    return chosen
 
 
 def _untrained(job: Job, method: Method) -> nn.Module:

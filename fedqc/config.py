@@ -258,6 +258,29 @@ class NetworkConfig(FrozenModel):
         return self
 
 
+class SegmenterConfig(FrozenModel):
+    """The segmenters of methods that compare a label with what segmenters make of the image.
+
+    They are trained in two folds on all valid cases (cross-fitting).
+    """
+
+    rounds: int = Field(default=10, ge=1)
+    """Of each fold's segmenter."""
+    local_steps: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=2, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] = Field(
+        default=(8, 16, 32, 64), min_length=2, max_length=8
+    )
+    """Channels of each level of the U-Net; every further level halves the volume."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of the features that are left out, in use too (Monte-Carlo dropout)."""
+    passes: int = Field(default=20, ge=1, le=200)
+    """How often a case is segmented, each time with other features left out (N in Williams et al.)."""
+    snapshots: int = Field(default=1, ge=1, le=10)
+    """Segmenters of each fold: the trained one, and after further rounds as many as are missing."""
+
+
 class QCConfig(FrozenModel):
     """How the QC model is trained."""
 
@@ -279,6 +302,7 @@ class QCConfig(FrozenModel):
     network: NetworkConfig = NetworkConfig()
     samples: SamplesConfig = SamplesConfig()
     sources: SourcesConfig = SourcesConfig()
+    segmenter: SegmenterConfig = SegmenterConfig()
     leave_out: tuple[str, ...] = ()
     """Kinds of annotator error never used in training (a simulation's unseen kinds)."""
     balance: Literal["quantile", "histogram", "none"] = "quantile"

@@ -3,10 +3,10 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, overload
 
 import torch
 from pydantic import Field, model_validator
@@ -16,6 +16,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from fedqc import __version__
+from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.preprocessing import preprocess
+from fedqc.cases.volumes import Case
 from fedqc.config import FrozenModel, QCConfig, SegmentationConfig, parse
 from fedqc.errors import ConfigError, ModelError
 from fedqc.methods.base import Method, get_method
@@ -26,6 +29,15 @@ WEIGHTS = "weights.safetensors"
 CARD = "card.json"
 _PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 """Endings of files whose opening can run any program."""
+
+
+class ReferenceFiles(FrozenModel):
+    """Where a reference case lies that a model compares others with; the model itself holds nothing of it."""
+
+    id: str
+    patient: str
+    images: tuple[Path, ...]
+    label: Path
 
 
 class ModelCard(FrozenModel):
@@ -55,6 +67,8 @@ class ModelCard(FrozenModel):
     """How well it did on held-back cases, by name; None where a figure is not defined."""
     licence: str | None = None
     """Under which the weights may be used."""
+    references: tuple[ReferenceFiles, ...] = ()
+    """On this machine, where the method needs them to score (`Method.needs_references`)."""
 
     @model_validator(mode="after")
     def _one_configuration(self) -> Self:
@@ -131,7 +145,39 @@ def load_model(folder: Path, task: Task | None = None) -> StoredModel:
     method = get_method(card.qc.method)(card.task, card.qc)
     network = method.build(card.seed)
     load_weights(network, state, source=str(folder / WEIGHTS))
+    method.references = _OpenedReferences(card)
     return StoredModel(card, method, network, sha256)
+
+
+def reference_files(method: Method, cases: Sequence[CaseFiles]) -> tuple[ReferenceFiles, ...]:
+    """What a card has to say of the reference cases at hand: nothing where the method has no use for them."""
+    if not method.needs_references:
+        return ()
+    return tuple(
+        ReferenceFiles(id=files.id, patient=files.patient, images=files.files[:-1], label=files.files[-1])
+        for files in cases
+    )
+
+
+class _OpenedReferences(Sequence[Case]):
+    """The reference cases of a model's card, each read when it is asked for."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self._card = card
+
+    def __len__(self) -> int:
+        return len(self._card.references)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Case]: ...
+    def __getitem__(self, index: int | slice) -> Case | Sequence[Case]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(len(self))[index]]
+        one = self._card.references[index]
+        files = CaseFiles(id=one.id, patient=one.patient, images=one.images, label=one.label)
+        return preprocess(files, self._card.task)
 
 
 def load_segmentation(folder: Path, task: Task | None = None) -> StoredSegmentation:

@@ -1,8 +1,9 @@
 """What coordinator and sites say to each other: the only place that knows our types and Flower's records.
 
 One phase is one message type. The coordinator sends a record `request` (a protocol version and one JSON body)
-and, where the site needs the model, a record `weights`. A site answers with exactly the records that
-`REPLIES` lists for that message type, or with a record `error` that holds one word of a fixed vocabulary.
+and, where the site needs the model, a record `weights`; what is applied in a training and not trained comes
+in a record `frozen`. A site answers with exactly the records that `REPLIES` lists for that message type, or
+with a record `error` that holds one word of a fixed vocabulary.
 
     message type             request                       reply
     query.handshake          HandshakeRequest              handshake: site, protocol, fedqc, task
@@ -34,11 +35,12 @@ from fedqc.errors import ProtocolError
 from fedqc.statistics.privacy import HIDDEN
 from fedqc.statistics.site import N_BINS
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
-REQUEST, WEIGHTS, HANDSHAKE, STATISTICS, TRAINING, ERROR = (
+REQUEST, WEIGHTS, FROZEN, HANDSHAKE, STATISTICS, TRAINING, ERROR = (
     "request",
     "weights",
+    "frozen",
     "handshake",
     "statistics",
     "training",
@@ -196,9 +198,13 @@ class TrainSegmenterRequest(TrainingTerms, QCModelRequest):
 
 
 class TrainRequest(TrainingTerms, QCModelRequest):
-    """Train the QC model for one round."""
+    """Train one stage of the QC method for one round; the weights are those of the stage's part."""
 
     kind: ClassVar[str] = "train.qc"
+
+    stage: str = Field(default="qc", pattern=r"^[a-z][a-z0-9-]{0,63}$")
+    frozen: Annotated[Weights, SkipValidation] = Field(default_factory=dict, exclude=True, repr=False)
+    """Of other parts that the stage applies, by the names that they have in the whole network."""
 
 
 class CrossCheckRequest(QCModelRequest):
@@ -254,6 +260,8 @@ def request_to_records(request: Request) -> RecordDict:
     )
     if isinstance(request, ModelRequest):
         records[WEIGHTS] = weights_to_record(request.weights)
+    if isinstance(request, TrainRequest) and request.frozen:
+        records[FROZEN] = weights_to_record(request.frozen)
     return records
 
 
@@ -280,6 +288,9 @@ def request_from_records(records: RecordDict, model: type[R]) -> R:
             values["weights"] = weights_from_record(weights) if isinstance(weights, ArrayRecord) else None
             if values["weights"] is None:
                 raise ProtocolError(f"{model.kind}: the message carries no weights")
+        if issubclass(model, TrainRequest):
+            frozen = records.get(FROZEN)
+            values["frozen"] = weights_from_record(frozen) if isinstance(frozen, ArrayRecord) else {}
         return model.model_validate(values)
     except ValidationError as error:
         raise ProtocolError(

@@ -41,6 +41,18 @@ def read_ratings(path: Path) -> list[Rating]:
     return [_rating(f"{path}: line {line}", row) for line, row in read_table(path, COLUMNS)]
 
 
+def ratings_by_case(path: Path | None) -> dict[str, list[Rating]]:
+    """The ratings of a table by the id of the case; none where there is no table.
+
+    Raises:
+        DataError: as `read_ratings`.
+    """
+    found: dict[str, list[Rating]] = {}
+    for rating in [] if path is None else read_ratings(path):
+        found.setdefault(rating.case, []).append(rating)
+    return found
+
+
 def rating_problems(ratings: Sequence[Rating], ids: Collection[str], path: Path) -> list[Problem]:
     """One problem for each id that is rated and no case.
 

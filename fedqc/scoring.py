@@ -1,7 +1,7 @@
 """A trained QC model judges labels one by one, and what is written down of it.
 
 OUT/
-├── scores.csv            id, patient, quality, the quality of each region, and qi, the quality indicator
+├── scores.csv            id, patient, quality, the quality of each region, and the method's further figures
 └── error_maps/ID.nii.gz  probability in per cent that the label is wrong, on the grid of the case's files
 """
 
@@ -114,9 +114,10 @@ def score_cases(
     with (out / TABLE).open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         names = list(model.method.scored_regions())
-        table.writerow(["id", "patient", "quality", *names, "qi"])
+        table.writerow(["id", "patient", "quality", *names, *model.method.figures])
         for case, score in judge(model.method, model.network, readable(), compute):
-            figures = [*(score.regions.get(name) for name in names), score.quality_indicator]
+            further = [score.figures[name] for name in model.method.figures]
+            figures = [*(score.regions.get(name) for name in names), *further]
             cells = ["" if figure is None else f"{figure:.6f}" for figure in figures]
             table.writerow([case.id, case.patient, f"{score.quality:.6f}", *cells])
             file.flush()  # what is cut off leaves the rows of what it did

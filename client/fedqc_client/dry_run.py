@@ -14,7 +14,7 @@ from torch import nn
 from fedqc.config import FederationConfig, load_site
 from fedqc.degradation.samples import stored_shares
 from fedqc.label_sources.making import SEGMENTER_SOURCES, segmenter_source
-from fedqc.methods.base import get_method
+from fedqc.methods.base import get_method, part_of
 from fedqc.protocol import (
     ERROR,
     REPLIES,
@@ -67,7 +67,7 @@ def what_would_leave(site_file: Path, federation: FederationConfig | None = None
         yield from _records(summarise, outgoing(tasks.summarise(site, summarise), site, summarise))
     networks = {
         "train.segmenter": _segmenters(config, task),
-        "train.qc": [get_method(config.qc.method)(task, config.qc).build(0)],
+        "train.qc": _stages(config, task),
         "train.segmentation": [Segmentation(task, config.segmentation).build(0)],
     }
     for kind, records in REPLIES.items():
@@ -97,6 +97,13 @@ def _segmenters(config: FederationConfig, task: Task) -> list[nn.Module]:
         if name in SEGMENTER_SOURCES
     ]
     return [source.build(variant, 0) for source in sources for variant in source.variants]
+
+
+def _stages(config: FederationConfig, task: Task) -> list[nn.Module]:
+    """What is trained in each stage of the QC method."""
+    method = get_method(config.qc.method)(task, config.qc)
+    network = method.build(0)
+    return [part_of(network, stage.part) for stage in method.stages()]
 
 
 def _form(network: nn.Module) -> str:

@@ -14,6 +14,7 @@ from fedqc.protocol import (
     QCModelRequest,
     Request,
     SegmentationRequest,
+    TrainRequest,
     TrainSegmenterRequest,
 )
 from fedqc.segmentation import Segmentation
@@ -39,7 +40,8 @@ def refusal(site: SiteConfig, request: Request, now: datetime) -> ErrorCode | No
     if takes_no_part(site, request.kind):
         return ErrorCode.NO_PART
     if isinstance(request, ModelRequest):
-        sent = sum(values.size for values in request.weights.values())
+        frozen = request.frozen if isinstance(request, TrainRequest) else {}
+        sent = sum(values.size for values in (*request.weights.values(), *frozen.values()))
         if max(sent, planned_size(site, request)) > policy.largest_model:
             return ErrorCode.TOO_LARGE
         if policy.hours is not None and not is_within(policy.hours, now.time()):

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.splits import split_references
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, choose_compute, with_smaller_batches
-from fedqc.config import QCConfig, SamplesConfig, SegmentationConfig, SiteConfig, SourcesConfig
+from fedqc.config import SamplesConfig, SegmentationConfig, SiteConfig, SourcesConfig
 from fedqc.curation.manifest import (
     Entry,
     InputFile,
@@ -40,8 +41,8 @@ from fedqc.label_sources.making import (
     segmenter_source,
     stored_labels,
 )
-from fedqc.methods.base import Method, RoundPlan, RoundResult, get_method
-from fedqc.model import ModelCard, load_weights, save_model
+from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Stage, get_method, part_of
+from fedqc.model import ModelCard, ReferenceFiles, load_weights, reference_files, save_model
 from fedqc.protocol import (
     PROTOCOL_VERSION,
     CalibrateRequest,
@@ -60,7 +61,9 @@ from fedqc.protocol import (
     TrainRequest,
     TrainSegmentationRequest,
     TrainSegmenterRequest,
+    Weights,
 )
+from fedqc.ratings import ratings_by_case
 from fedqc.scoring import judge, write_error_map
 from fedqc.seeding import generator
 from fedqc.segmentation import Segmentation
@@ -144,14 +147,20 @@ def train_segmenter(site: SiteConfig, request: TrainSegmenterRequest) -> Trained
 
 
 def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
-    """Train the QC model for one round on the site's reference cases for training."""
+    """Train one stage of the QC method for one round on the cases here that it may learn from."""
     task = _task(site, request)
     data = load_site_data(site, task)
-    training, _ = split_references(data.references, request.seed)
+    stage = get_method(request.qc.method)(task, request.qc).stage(request.stage)
+    ratings = ratings_by_case(site.data.ratings) if stage.learns_from == "rated" else {}
+    training, held_back = split_references(data.references, request.seed)
+    if stage.learns_from != "references":
+        patients = {files.patient for files in held_back}
+        training += tuple(files for files in data.candidates if files.patient not in patients)
+    training = tuple(files for files in training if stage.may_learn_from(files, ratings))
     if not training:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     cases = CachedCases(data.cache, training)
-    stored = _stored_labels(site, request, task, cases)
+    stored = _stored_labels(site, request, task, cases) if stage.learns_from == "references" else {}
     # A source without labels at this site has no share in its training.
     gone = {kind.replace("-", "_"): 0.0 for kind, labels in stored.items() if not labels.total}
     shares = request.qc.samples.model_dump() | gone
@@ -160,13 +169,19 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     if gone:
         Activity.at(site, request).note(f"no labels of {', '.join(sorted(gone))} here; trains without them")
     qc = request.qc.model_copy(update={"samples": SamplesConfig.model_validate(shares)})
-    method, network = _qc_model(request.model_copy(update={"qc": qc}), task)
+    method = get_method(qc.method)(task, qc)
+    network = method.build(0)
+    _load_frozen(request, network, stage)
+    part = part_of(network, stage.part)
+    _load(request, part)
+    known = Known(labels=stored, ratings=ratings)
 
     def train_round(plan: RoundPlan, compute: Compute, progress: Progress) -> RoundResult:
-        return method.train_round(network, cases, plan, compute, progress, stored=stored)
+        plan = replace(plan, stage=stage.name)
+        return method.train_round(network, cases, plan, compute, progress, known=known)
 
     owners = [files.patient for files in training]
-    return _trained(site, request, qc, network, cases.patients, train_round, owners)
+    return _trained(site, request, stage, part, cases.patients, train_round, owners)
 
 
 def cross_check(site: SiteConfig, request: CrossCheckRequest) -> CrossCheckSummary | ErrorReply:
@@ -187,10 +202,12 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> CalibrationSummary
     """Degrade the site's calibration cases in every trained way and compare predicted with true quality."""
     task = _task(site, request)
     data = load_site_data(site, task)
-    _, held_back = split_references(data.references, request.seed)
+    training, held_back = split_references(data.references, request.seed)
     if not held_back:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     method, network = _qc_model(request, task)
+    compute = _compute(site)
+    _fit(site, request, method, network, CachedCases(data.cache, training), compute)
     kinds = [kind for kind in ALL_KINDS if kind not in request.qc.leave_out]
     rng = generator(request.seed, site.name, "calibrate", 0)
     truth: list[float] = []
@@ -202,7 +219,6 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> CalibrationSummary
             patients.append(sample.case.patient)
             yield sample.case
 
-    compute = _compute(site)
     predicted = [score.quality for score in method.score(network, samples(), compute)]
     return summarise_calibration(predicted, truth, patients, tau=request.curation.threshold)
 
@@ -218,7 +234,9 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     method, network = _qc_model(request, task)
     compute = _compute(site)
     rule = ThresholdRule(request.curation.threshold, request.curation.review)
-    model_sha256 = _store_model(site, request, network, task)
+    training, _ = split_references(data.references, request.seed)
+    _fit(site, request, method, network, CachedCases(data.cache, training), compute)
+    model_sha256 = _store_model(site, request, network, task, reference_files(method, training))
 
     maps = site.results / ".error_maps.new"
     shutil.rmtree(maps, ignore_errors=True)
@@ -348,8 +366,38 @@ def _segmentation_model(request: SegmentationRequest, task: Task) -> tuple[Segme
     return segmentation, network
 
 
+def _fit(  # noqa: PLR0917 - what is fitted, on what, and where
+    site: SiteConfig,
+    request: QCModelRequest,
+    method: Method,
+    network: nn.Module,
+    references: CachedCases,
+    compute: Compute,
+) -> None:
+    """Give a trained method what it takes from the site's own references; it stays here."""
+    method.references = references
+    watch = Activity.at(site, request)
+    method.fit(network, references, compute, generator(request.seed, site.name, "fit"), watch.progress)
+
+
+def _load_frozen(request: TrainRequest, network: nn.Module, stage: Stage) -> None:
+    """Put in place the weights of the parts that a stage applies."""
+    for part in stage.needs:
+        begin = f"{part}."
+        weights = {
+            name.removeprefix(begin): values
+            for name, values in request.frozen.items()
+            if name.startswith(begin)
+        }
+        _load_state(weights, part_of(network, part))
+
+
 def _load(request: ModelRequest, network: nn.Module) -> None:
-    state = {name: torch.from_numpy(np.array(values)) for name, values in request.weights.items()}
+    _load_state(request.weights, network)
+
+
+def _load_state(weights: Weights, network: nn.Module) -> None:
+    state = {name: torch.from_numpy(np.array(values)) for name, values in weights.items()}
     if not all(bool(torch.isfinite(tensor).all()) for tensor in state.values()):
         raise ModelError(
             "the weights from the coordinator are not finite; it has to start from another model"
@@ -383,7 +431,7 @@ def _labels_folder(site: SiteConfig) -> Path:
 def _trained(  # noqa: PLR0917 - a request, and what it means here
     site: SiteConfig,
     request: TrainRequest | TrainSegmentationRequest | TrainSegmenterRequest,
-    config: QCConfig | SegmentationConfig | SourcesConfig,
+    config: Stage | SegmentationConfig | SourcesConfig,
     network: nn.Module,
     patients: Collection[str],
     train_round: Callable[[RoundPlan, Compute, Progress], RoundResult],
@@ -397,7 +445,7 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
         site: this one.
         request: what is asked for.
         config: steps of a round, and samples in a step.
-        network: with the weights of the request.
+        network: with the weights of the request, or the part of one that they are of.
         patients: whose cases are trained on, one or more.
         train_round: trains the network in place.
         owners: the patient of each case, where it draws labels of known quality.
@@ -502,7 +550,11 @@ def _left_out(data: SiteData) -> tuple[LeftOut, ...]:
 
 
 def _store_model(
-    site: SiteConfig, request: ScoreRequest | EvaluateSegmentationRequest, network: nn.Module, task: Task
+    site: SiteConfig,
+    request: ScoreRequest | EvaluateSegmentationRequest,
+    network: nn.Module,
+    task: Task,
+    references: tuple[ReferenceFiles, ...] = (),
 ) -> str:
     """Keep a trained model in the site's results folder.
 
@@ -516,6 +568,7 @@ def _store_model(
         segmentation=None if isinstance(request, ScoreRequest) else request.segmentation,
         federation=request.federation,
         seed=request.seed,
+        references=references,
         **request.provenance.model_dump(),
     )
     return save_model(site.results / "models" / card.stage, network.state_dict(), card)

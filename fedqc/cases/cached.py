@@ -1,6 +1,6 @@
 """Preprocessed cases as a sequence that never holds them all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import overload
 
 import numpy as np
@@ -22,9 +22,18 @@ class CachedCases(Sequence[Case]):
         self._files = tuple(files)
 
     @property
+    def files(self) -> tuple[CaseFiles, ...]:
+        """Where the cases lie."""
+        return self._files
+
+    @property
     def patients(self) -> frozenset[str]:
         """Whose cases they are."""
         return frozenset(files.patient for files in self._files)
+
+    def where(self, is_wanted: Callable[[CaseFiles], bool]) -> "CachedCases":
+        """Some of the cases, chosen by their files."""
+        return CachedCases(self._cache, [files for files in self._files if is_wanted(files)])
 
     def __len__(self) -> int:
         return len(self._files)

@@ -1,7 +1,7 @@
 """What a QC method is, and how one is found by name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import ClassVar, Literal
@@ -10,13 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
 from fedqc.degradation.samples import DrawnLabels, StoredLabels
-from fedqc.errors import ConfigError
+from fedqc.errors import ConfigError, ProtocolError
+from fedqc.methods.cross_fitting import fold_of
+from fedqc.ratings import Rating
 from fedqc.task import Task
 from fedqc.training import Progress
+
+VIEWS = ("axial", "coronal", "sagittal")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,24 @@ class Score:
     """`[X, Y, Z]` probability that the label is wrong, on the case's grid."""
     class_error_maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """By class, `[X, Y, Z]` probability that its mask is wrong, where the method tells classes apart."""
+    stars: float | None = None
+    """From 1 to 6, of methods that rate as people do."""
+    views: dict[str, float] = field(default_factory=dict)
+    """Stars of the axial, the coronal and the sagittal view."""
+    interval: tuple[float, float] | None = None
+    """Between what the quality lies, of methods that tell how sure they are."""
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """All further numbers by the name that `Method.figures` has for them."""
+        low, high = self.interval or (None, None)
+        return {
+            "qi": self.quality_indicator,
+            "stars": self.stars,
+            **{view: self.views.get(view) for view in VIEWS},
+            "low": low,
+            "high": high,
+        }
 
     @property
     def quality_indicator(self) -> float | None:
@@ -40,6 +63,50 @@ class Score:
         It estimates voxel accuracy, which is near 1 for any small structure: no quality to decide by.
         """
         return None if self.error_map is None else float(1 - (self.error_map >= 0.5).mean())
+
+
+LearnsFrom = Literal["references", "all", "rated"]
+"""Reference cases; every valid case; cases that people have rated. None of them is held back for trials."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One network of a method, and how it is trained."""
+
+    name: str
+    rounds: int
+    local_steps: int
+    batch_size: int
+    part: str = ""
+    """The part of the method's network that is trained, a child of it; empty: the whole."""
+    needs: tuple[str, ...] = ()
+    """Other parts that it applies, as they are."""
+    starts_from: str = ""
+    """The part whose weights it begins with, once that is trained; empty: its own."""
+    learns_from: LearnsFrom = "references"
+    fold: int | None = None
+    """Patients of this fold have no share in it (see `fedqc.methods.cross_fitting`)."""
+
+    def may_learn_from(self, case: CaseFiles, rated: Collection[str]) -> bool:
+        """Whether a case that is there for training has a share in this stage.
+
+        Args:
+            case: one case.
+            rated: ids of the cases that people have rated.
+        """
+        if self.fold is not None and fold_of(case.patient) == self.fold:
+            return False
+        return self.learns_from != "rated" or case.id in rated
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a site knows of the cases it trains on, beside image and label."""
+
+    labels: Mapping[str, StoredLabels] = field(default_factory=dict)
+    """Labels of known quality that lie on disk, by their source (see `SamplesConfig`)."""
+    ratings: Mapping[str, Sequence[Rating]] = field(default_factory=dict)
+    """What people thought of a case's label, by the case's id."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +122,8 @@ class RoundPlan:
     batch_size: int
     proximal: float = 0.0
     """How strongly the network is held to where it starts from (FedProx's mu)."""
+    stage: str = "qc"
+    """Name of the stage that is trained."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +139,11 @@ class RoundResult:
 
 
 class Method(ABC):
-    """A QC method: a network, how it is trained, and how it scores.
+    """A QC method: a network, the stages in which it is trained, and how it scores.
+
+    A method of one network has one stage. A method of several has a network whose children are its parts, and
+    a stage for each part that is trained. Whatever is learned, fitted numbers too, is among the network's
+    tensors, so that saving, loading and averaging need nothing else.
 
     Args:
         task: What is segmented.
@@ -83,6 +156,13 @@ class Method(ABC):
     name: ClassVar[str]
     judges: ClassVar[Literal["label", "prediction"]]
     """Whether it judges the label it is given or only its own prediction; curation refuses the latter."""
+    figures: ClassVar[tuple[str, ...]] = ("qi",)
+    """Which of `Score.figures` it has."""
+    needs_references: ClassVar[bool] = False
+    """Whether it scores by comparison with reference cases, which then have to be at hand."""
+
+    references: Sequence[Case] = ()
+    """The site's own reference cases, for methods that need them; set before `fit` and `score`."""
 
     def __init__(self, task: Task, config: QCConfig) -> None:
         self.task = task
@@ -91,6 +171,24 @@ class Method(ABC):
     def scored_regions(self) -> dict[str, tuple[int, ...]]:
         """What is scored: the class indices of each region by its name; the task's regions."""
         return dict(zip(self.task.regions, self.task.region_indices(), strict=True))
+
+    def stages(self) -> tuple[Stage, ...]:
+        """What is trained, in this order; none where nothing is."""
+        config = self.config
+        return (Stage("qc", config.rounds, config.local_steps, config.batch_size),)
+
+    def stage(self, name: str) -> Stage:
+        """One of the stages.
+
+        Raises:
+            ProtocolError: there is none of that name.
+        """
+        known = {stage.name: stage for stage in self.stages()}
+        if name not in known:
+            raise ProtocolError(
+                f"method {self.name!r} has no stage {name!r}; it has {', '.join(known) or 'none at all'}"
+            )
+        return known[name]
 
     @abstractmethod
     def build(self, seed: int) -> nn.Module:
@@ -105,17 +203,35 @@ class Method(ABC):
         compute: Compute,
         progress: Progress | None = None,
         *,
-        stored: Mapping[str, StoredLabels] | None = None,
+        known: Known | None = None,
     ) -> RoundResult:
-        """Train the network in place on one site's reference cases.
+        """Train one stage of the network in place on one site's cases.
 
         Args:
-            network: as `build` makes it.
-            cases: the reference cases.
-            plan: the round, and what part of it this is.
+            network: as `build` makes it, with the weights of earlier stages.
+            cases: those that the stage learns from.
+            plan: the round, its stage, and what part of it this is.
             compute: device and precision.
             progress: told after every step.
-            stored: labels of the cases that lie on disk, by their source (see `SamplesConfig`).
+            known: what else the site knows of the cases.
+        """
+
+    def fit(  # noqa: B027 - most methods have nothing to fit
+        self,
+        network: nn.Module,
+        cases: Sequence[Case],
+        compute: Compute,
+        rng: np.random.Generator,
+        progress: Progress | None = None,
+    ) -> None:
+        """Fit what is no weight of a stage, such as a calibration, in place; each site does so for itself.
+
+        Args:
+            network: trained.
+            cases: reference cases that stages may have learned from.
+            compute: device and precision.
+            rng: draws what is drawn.
+            progress: told how far it is.
         """
 
     @abstractmethod
@@ -123,6 +239,17 @@ class Method(ABC):
         self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8
     ) -> Iterator[Score]:
         """Judge the label of each case, in order."""
+
+
+def part_of(network: nn.Module, part: str) -> nn.Module:
+    """A part of a method's network, or all of it for the empty name."""
+    return network.get_submodule(part) if part else network
+
+
+def begin_stage(network: nn.Module, stage: Stage) -> None:
+    """Give a stage's part the weights that it begins with, where those are another part's."""
+    if stage.starts_from:
+        part_of(network, stage.part).load_state_dict(part_of(network, stage.starts_from).state_dict())
 
 
 def get_method(name: str) -> type[Method]:

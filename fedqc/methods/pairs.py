@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -17,9 +17,9 @@ from fedqc.cases.cached import LabelsOf
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, halved_when_full
 from fedqc.config import NetworkConfig, QCConfig
-from fedqc.degradation.samples import ALL_KINDS, LabelFactory, SamplePool, StoredLabels
+from fedqc.degradation.samples import ALL_KINDS, LabelFactory, SamplePool
 from fedqc.errors import ConfigError
-from fedqc.methods.base import Method, RoundPlan, RoundResult, Score
+from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score
 from fedqc.metrics.overlap import error_map, one_hot, overlap
 from fedqc.seeding import derive_seed, generator
 from fedqc.task import Task
@@ -146,7 +146,7 @@ class PairMethod(Method):
         compute: Compute,
         progress: Progress | None = None,
         *,
-        stored: Mapping[str, StoredLabels] | None = None,
+        known: Known | None = None,
     ) -> RoundResult:
         """One round of local steps on freshly degraded (or drawn, where they are stored) labels."""
         compute = compute.for_training(self.shortest_axis)
@@ -154,7 +154,7 @@ class PairMethod(Method):
         # Dropout draws from PyTorch's own generator.
         with torch.random.fork_rng(devices=[compute.device] if compute.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(plan.seed, "dropout", plan.site, plan.round))
-            pool = self.pool(cases, compute.device, stored)
+            pool = self.pool(cases, compute.device, known)
             batches = self.batches(cases, pool, rng, plan.steps, plan.batch_size)
             placed, settings = compute.place(network), self.settings(plan)
             losses = train(placed, batches, self.losses, settings, compute, progress)
@@ -164,9 +164,10 @@ class PairMethod(Method):
         self,
         cases: Sequence[Case],
         device: torch.device | None = None,
-        stored: Mapping[str, StoredLabels] | None = None,
+        known: Known | None = None,
     ) -> SamplePool:
         """Labels of known quality of the cases, which are made when they are drawn."""
+        stored = known.labels if known is not None else None
         factory = LabelFactory(LabelsOf(cases), tuple(self.regions.values()), self.kinds, device, stored)
         return SamplePool(factory, self.config.samples, self.config.balance)
 

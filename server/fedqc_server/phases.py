@@ -24,6 +24,7 @@ from fedqc.errors import ConfigError, FedQCError, ModelError, QuorumError
 from fedqc.label_sources.making import SEGMENTER_SOURCES, segmenter_source
 from fedqc.label_sources.segmenters import SegmenterSource
 from fedqc.methods.base import Method, get_method
+from fedqc.methods.base import Stage as MethodStage
 from fedqc.model import ModelCard, load_model, save_model
 from fedqc.protocol import (
     PROTOCOL_VERSION,
@@ -48,7 +49,7 @@ from fedqc.seeding import derive_seed
 from fedqc.segmentation import Segmentation
 from fedqc.statistics.update_privacy import DELTA, epsilon
 from fedqc.task import Task, load_task
-from fedqc_server.averaging import check_update
+from fedqc_server.averaging import check_update, packed
 from fedqc_server.checkpoint import TrainingState, load_checkpoint
 from fedqc_server.cross_check import FEWEST_SITES, halves, suspect, usual_quality
 from fedqc_server.exchange import Exchange
@@ -180,10 +181,13 @@ def cross_check(run: Run) -> None:
         why = few if rounds else "switched off"
         run.folder.event("phase-skipped", reason=why)
         return
+    if not run.method.stages():
+        run.folder.event("phase-skipped", reason=f"method {run.method.name!r} learns nothing from references")
+        return
     parts = halves(sites, run.seed)
     try:
         models = [
-            train(run, _qc_stage(run, f"check-{number}", rounds, minimum=1), part)[0]
+            _train_stages(run, f"check-{number}", part, rounds=rounds, minimum=1)[0]
             for number, part in enumerate(parts, start=1)
         ]
     except QuorumError as error:  # nobody is judged, and the run can do without
@@ -210,15 +214,14 @@ def cross_check(run: Run) -> None:
 
 def train_qc(run: Run) -> None:
     """Train the QC model at the sites whose references are trusted."""
-    qc = run.config.qc
     sites = set(run.roster.joined) - run.suspected
-    weights, state = train(run, _qc_stage(run, "qc", qc.rounds, minimum=run.config.sites.minimum), sites)
+    weights, state = _train_stages(run, "qc", sites, minimum=run.config.sites.minimum)
     _store(run, "qc", weights, state)
 
 
 def calibrate(run: Run) -> None:
     """Ask the sites how well the model judges labels of known quality; untrusted references know none."""
-    weights, _ = _trained(run, "qc")
+    weights, _ = _trained_qc(run)
     request = CalibrateRequest(
         **run.common(), qc=_qc_for_sites(run), weights=weights, curation=run.config.curation
     )
@@ -227,7 +230,7 @@ def calibrate(run: Run) -> None:
 
 def score(run: Run) -> None:
     """Have the sites score their candidates; the model stays with them."""
-    weights, state = _trained(run, "qc")
+    weights, state = _trained_qc(run)
     request = ScoreRequest(
         **run.common(),
         qc=_qc_for_sites(run),
@@ -276,6 +279,8 @@ def evaluate_segmentation(run: Run) -> None:
     if "segmentation" not in run.folder.record.get("models", {}):
         run.folder.event("phase-skipped", reason="no segmentation model was trained")
         return
+    if "train.segmentation" not in run.folder.done:
+        raise _untrained(run, "segmentation")
     weights, state = _trained(run, "segmentation")
     request = EvaluateSegmentationRequest(
         **run.common(),
@@ -379,28 +384,103 @@ def _method(config: FederationConfig, task: Task) -> Method:
     return kind(task, config.qc)
 
 
-def _qc_stage(run: Run, name: str, rounds: int, *, minimum: int) -> Stage:
-    """Training of a QC model."""
-    qc = run.config.qc
+def _train_stages(
+    run: Run, name: str, sites: Collection[str], *, minimum: int, rounds: int | None = None
+) -> tuple[Weights, TrainingState]:
+    """Train all stages of the QC method, one after another.
+
+    Args:
+        run: this one.
+        name: of the training.
+        sites: that take part.
+        minimum: fewest sites whose updates make a round.
+        rounds: of each stage at most; None: as many as it has.
+
+    Returns:
+        The weights of the whole network, and how they came about.
+    """
+    weights, states = _initial_qc(run), []
+    for stage in run.method.stages():
+        planned = _qc_stage(run, name, stage, weights, minimum=minimum, rounds=rounds)
+        trained, state = train(run, planned, sites)
+        weights = _with_part(weights, stage.part, trained)
+        states.append(state)
+    return weights, _joined(states)
+
+
+def _trained_qc(run: Run) -> tuple[Weights, TrainingState]:
+    """The QC model whose training is finished.
+
+    Raises:
+        ConfigError: it was not trained in this run.
+    """
+    weights, states = _initial_qc(run), []
+    if "train.qc" not in run.folder.done:
+        raise _untrained(run, "qc")
+    for stage in run.method.stages():
+        trained, state = _trained(run, _stage_name("qc", stage))
+        weights = _with_part(weights, stage.part, trained)
+        states.append(state)
+    return weights, _joined(states)
+
+
+def _joined(states: list[TrainingState]) -> TrainingState:
+    """How a network of several parts came about; none is trained where there is no stage."""
+    if not states:
+        return TrainingState()
+    return states[-1].model_copy(
+        update={name: sum(getattr(state, name) for state in states) for name in ("rounds", "samples")}
+    )
+
+
+def _stage_name(training: str, stage: MethodStage) -> str:
+    """Under which name a stage's rounds are kept; a method of one stage has its training's own."""
+    return training if stage.name == "qc" else f"{training}-{stage.name}"
+
+
+def _qc_stage(
+    run: Run, training: str, stage: MethodStage, whole: Weights, *, minimum: int, rounds: int | None
+) -> Stage:
+    """Training of one part of a QC model."""
+    rounds = stage.rounds if rounds is None else min(rounds, stage.rounds)
+    frozen = {
+        name: values
+        for name, values in whole.items()
+        if any(name.startswith(f"{part}.") for part in stage.needs)
+    }
 
     def request(weights: Weights, number: int) -> Request:
         return TrainRequest(
             **run.common(),
             qc=_qc_for_sites(run),
+            stage=stage.name,
             weights=weights,
+            frozen=packed(frozen, run.config.averaging.transfer),
             round=number,
             **_terms(run, rounds),
         )
 
     return Stage(
-        name=name,
+        name=_stage_name(training, stage),
         rounds=rounds,
-        samples=qc.local_steps * qc.batch_size,
-        deadline=qc.deadline,
+        samples=stage.local_steps * stage.batch_size,
+        deadline=run.config.qc.deadline,
         minimum=minimum,
         request=request,
-        initial=lambda: _initial_qc(run),
+        initial=lambda: _part(whole, stage.starts_from or stage.part),
     )
+
+
+def _part(whole: Weights, part: str) -> Weights:
+    """The weights of a part, by the names that they have in it."""
+    begin = f"{part}." if part else ""
+    return {name.removeprefix(begin): values for name, values in whole.items() if name.startswith(begin)}
+
+
+def _with_part(whole: Weights, part: str, weights: Weights) -> Weights:
+    """The whole with other weights of a part, in the order that it had."""
+    begin = f"{part}." if part else ""
+    return whole | {f"{begin}{name}": values for name, values in weights.items()}
 
 
 def _segmenter_stages(run: Run) -> list[Stage]:
@@ -458,8 +538,10 @@ def _terms(run: Run, rounds: int) -> dict[str, Any]:
 def _privacy_of_updates(run: Run) -> dict[str, Any]:
     """What all updates of a site in a training tell of its data at most; see `fedqc.statistics`."""
     config = run.config
+    stages = run.method.stages()
+    checks = [min(stage.rounds, config.qc.cross_check_rounds) for stage in stages]
     rounds = {
-        "qc": config.qc.rounds + config.qc.cross_check_rounds,
+        "qc": sum(stage.rounds for stage in stages) + sum(checks),
         "segmentation": config.segmentation.rounds,
     }
     if segmenters := sum(stage.rounds for stage in _segmenter_stages(run)):
@@ -494,17 +576,19 @@ def _qc_for_sites(run: Run) -> QCConfig:
 
 
 def _trained(run: Run, stage: str) -> tuple[Weights, TrainingState]:
-    """The model whose training is finished.
+    """What a finished training came to.
 
     Raises:
         ConfigError: it was not trained in this run.
     """
     found = load_checkpoint(run.folder.checkpoints / f"{stage}.safetensors")
-    if found is None or f"train.{stage}" not in run.folder.done:
-        raise ConfigError(
-            f"{run.folder.path}: no {stage} model was trained in this run; run train.{stage} too"
-        )
+    if found is None:
+        raise _untrained(run, stage)
     return found.weights, found.state
+
+
+def _untrained(run: Run, stage: str) -> ConfigError:
+    return ConfigError(f"{run.folder.path}: no {stage} model was trained in this run; run train.{stage} too")
 
 
 def _provenance(state: TrainingState) -> Provenance:

@@ -1,6 +1,6 @@
 """Small federations on disk: balls of known place, labels of known quality, a method without training."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from torch import nn
 
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.degradation.samples import StoredLabels
-from fedqc.methods.base import Method, RoundPlan, RoundResult, Score
+from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score
 from fedqc.seeding import generator
 from fedqc.training import Progress
 from tests.federation.runs import write_federation, write_site, write_task
@@ -41,7 +40,7 @@ class TinyMethod(Method):
         compute: Compute,
         progress: Progress | None = None,
         *,
-        stored: Mapping[str, StoredLabels] | None = None,
+        known: Known | None = None,
     ) -> RoundResult:
         assert len(cases) > 0
         with torch.no_grad():

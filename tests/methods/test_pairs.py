@@ -13,7 +13,7 @@ from fedqc.compute import Compute
 from fedqc.config import NetworkConfig, QCConfig, SamplesConfig
 from fedqc.degradation.samples import StoredLabels
 from fedqc.errors import ConfigError
-from fedqc.methods.base import RoundPlan, get_method
+from fedqc.methods.base import Known, RoundPlan, get_method
 from fedqc.methods.pairs import PairMethod, scaled
 from fedqc.task import Task
 
@@ -127,7 +127,7 @@ def test_stored_labels_are_trained_on_in_their_share(task: Task, cases: list[Cas
     method = make("resnet34", task, samples=SamplesConfig(seggen=0, annotator=0, untouched=0, forest=1))
     source = Empty(cases)
     stored: Mapping[str, StoredLabels] = {"forest": source}
-    method.train_round(method.build(0), cases, plan(steps=8), FP32, stored=stored)
+    method.train_round(method.build(0), cases, plan(steps=8), FP32, known=Known(labels=stored))
     assert source.asked == {(case, index) for case in range(1, 5) for index in (0, 1)}
 
 

@@ -1,6 +1,6 @@
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ from fedqc.config import ComputeConfig, QCConfig
 from fedqc.curation.manifest import Entry, InputFile, Manifest, UsedModel, UsedRule, write_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
-from fedqc.degradation.samples import ALL_KINDS, StoredLabels
-from fedqc.methods.base import Method, RoundPlan, RoundResult, Score
+from fedqc.degradation.samples import ALL_KINDS
+from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score
 from fedqc.model import ModelCard, StoredModel
 from fedqc.task import Task
 from fedqc.training import Progress
@@ -50,7 +50,7 @@ class Blind(Method):
         compute: Compute,
         progress: Progress | None = None,
         *,
-        stored: Mapping[str, StoredLabels] | None = None,
+        known: Known | None = None,
     ) -> RoundResult:
         return RoundResult({}, 0)
 

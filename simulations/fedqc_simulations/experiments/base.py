@@ -34,7 +34,7 @@ from fedqc.errors import ConfigError, DataError
 from fedqc.files import replacing, write_json
 from fedqc.label_sources.making import make_stored_labels, stored_labels
 from fedqc.label_sources.store import LabelStore, StoredLabel
-from fedqc.methods.base import get_method
+from fedqc.methods.base import Known, get_method
 from fedqc.metrics.overlap import overlap
 from fedqc.model import StoredModel, load_model
 from fedqc.scoring import judge
@@ -215,7 +215,8 @@ def trained(workshop: Workshop, row: Row, training: Sequence[CaseFiles]) -> Stor
     labels = stored_labels(workshop.labels, cases, workshop.task, row.qc, workshop.seed)
     workshop.display.say(f"training {row.title} on {len(cases)} cases")
     job, method = Job(workshop.task, row.qc, workshop.seed), get_method(row.qc.method)(workshop.task, row.qc)
-    train_rounds(job, method, cases, labels, folder, compute=workshop.compute, display=workshop.display)
+    known = Known(labels=labels)
+    train_rounds(job, method, cases, known, folder, compute=workshop.compute, display=workshop.display)
     return load_model(folder, workshop.task)
 
 
