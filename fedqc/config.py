@@ -281,6 +281,20 @@ class SegmenterConfig(FrozenModel):
     """Segmenters of each fold: the trained one, and after further rounds as many as are missing."""
 
 
+class CombineConfig(FrozenModel):
+    """Of `combine`."""
+
+    methods: tuple[str, ...] = Field(default=("qcresunet", "expected-dice"), min_length=2, max_length=8)
+    """Whose scores are joined."""
+
+    @model_validator(mode="after")
+    def _no_method_twice(self) -> Self:
+        if len(set(self.methods)) < len(self.methods) or "combine" in self.methods:
+            msg = f"names methods twice, or itself: {', '.join(self.methods)}; name different methods"
+            raise ValueError(msg)
+        return self
+
+
 class QCConfig(FrozenModel):
     """How the QC model is trained."""
 
@@ -303,6 +317,7 @@ class QCConfig(FrozenModel):
     samples: SamplesConfig = SamplesConfig()
     sources: SourcesConfig = SourcesConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
+    combine: CombineConfig = CombineConfig()
     leave_out: tuple[str, ...] = ()
     """Kinds of annotator error never used in training (a simulation's unseen kinds)."""
     balance: Literal["quantile", "histogram", "none"] = "quantile"

@@ -16,7 +16,7 @@ from fedqc.compute import Compute
 from fedqc.config import QCConfig
 from fedqc.degradation.samples import DrawnLabels, StoredLabels
 from fedqc.errors import ConfigError, ProtocolError
-from fedqc.methods.cross_fitting import fold_of
+from fedqc.methods.cross_fitting import fold_of, is_for_fitting
 from fedqc.ratings import Rating
 from fedqc.task import Task
 from fedqc.training import Progress
@@ -86,6 +86,8 @@ class Stage:
     learns_from: LearnsFrom = "references"
     fold: int | None = None
     """Patients of this fold have no share in it (see `fedqc.methods.cross_fitting`)."""
+    spares_fitting: bool = False
+    """Whether patients on whose references something is fitted afterwards have no share in it."""
 
     def may_learn_from(self, case: CaseFiles, rated: Collection[str]) -> bool:
         """Whether a case that is there for training has a share in this stage.
@@ -95,6 +97,8 @@ class Stage:
             rated: ids of the cases that people have rated.
         """
         if self.fold is not None and fold_of(case.patient) == self.fold:
+            return False
+        if self.spares_fitting and is_for_fitting(case.patient):
             return False
         return self.learns_from != "rated" or case.id in rated
 

@@ -15,6 +15,11 @@ def fold_of(patient: str) -> int:
     return derive_seed(0, "cross-fitting", patient) % len(FOLDS)
 
 
+def is_for_fitting(patient: str) -> bool:
+    """Whether a patient's references are kept to fit something to networks' scores on: one in four."""
+    return derive_seed(0, "fitting", patient) % 4 == 0
+
+
 def folds_that_may_judge(patient: str) -> tuple[int, ...]:
     """The folds whose networks may judge a patient's cases: all where nobody says whose case it is."""
     return (fold_of(patient),) if patient else FOLDS
