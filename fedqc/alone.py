@@ -112,12 +112,9 @@ def train_alone(
     _begin(folder, job, _digest(references, cases))
     labels = _stored_labels(job, training, cache / "labels", compute, display)
     known = Known(labels=labels, ratings=job.ratings)
-    network, card = train_rounds(
+    network, card = train_and_fit(
         job, method, training, known, folder / "model", compute=compute, display=display
     )
-    method.references = training
-    progress_of_fit = partial(display.progress, "fitting what is no network")
-    method.fit(network, training, compute, generator(job.seed, NAME, "fit"), progress_of_fit)
 
     def progress(done: int, total: int) -> None:
         display.progress("trying the model on held-back cases", done, total)
@@ -125,7 +122,7 @@ def train_alone(
     rng = generator(job.seed, NAME, "trial")
     tried = try_model(method, network, held_back, rng, compute, progress=progress)
     figures = trial_figures(tried, generator(job.seed, NAME, "bootstrap")) if tried else {}
-    card = card.model_copy(update={"figures": figures, "references": reference_files(method, training.files)})
+    card = card.model_copy(update={"figures": figures})
     save_model(out, network.state_dict(), card)
     shutil.rmtree(folder, ignore_errors=True)
     return TrainedAlone(card, tried)
@@ -180,6 +177,29 @@ def _stored_labels(
 
     make_stored_labels(folder, cases, job.task, job.qc, seed=job.seed, compute=compute, progress=progress)
     return stored_labels(folder, cases, job.task, job.qc, job.seed)
+
+
+def train_and_fit(
+    job: Job,
+    method: Method,
+    cases: CachedCases,
+    known: Known,
+    folder: Path,
+    *,
+    compute: Compute,
+    display: Display,
+) -> tuple[nn.Module, ModelCard]:
+    """Train all rounds that a folder does not hold yet, then fit what is fitted (see `train_rounds`).
+
+    The folder then holds a model that is ready to score.
+    """
+    method.references = cases
+    network, card = train_rounds(job, method, cases, known, folder, compute=compute, display=display)
+    rng, progress = generator(job.seed, NAME, "fit"), partial(display.progress, "fitting to references")
+    method.fit(network, cases, compute, rng, progress)
+    card = card.model_copy(update={"references": reference_files(method, cases.files)})
+    save_model(folder, network.state_dict(), card)
+    return network, card
 
 
 def train_rounds(

@@ -33,6 +33,10 @@ def train(
     reference: Annotated[
         Path | None, typer.Option(help="Table of the cases whose labels are right; all where left out.")
     ] = None,
+    ratings: Annotated[
+        Path | None,
+        typer.Option(help="Table of ratings (id, rater, view, stars), for methods that learn from them."),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="A federation.toml, for what it says of the QC model; options beat it."),
@@ -62,7 +66,7 @@ def train(
     from fedqc.commands.folders import checked_cases, new_folder, refuse_inside
     from fedqc.config import ComputeConfig, DataConfig, SiteConfig, parse
     from fedqc.display import Display
-    from fedqc.errors import DeviceError, TrainingError
+    from fedqc.errors import ConfigError, DeviceError, TrainingError
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     task_name, qc = _configured(config, task, method=method, rounds=rounds, local_steps=local_steps)
@@ -77,17 +81,24 @@ def train(
         from fedqc.alone import Job, train_alone
         from fedqc.compute import choose_compute
         from fedqc.methods.base import get_method
+        from fedqc.ratings import ratings_by_case
         from fedqc.task import load_task
 
         if threads is not None:
             torch.set_num_threads(threads)
         known_task = load_task(task_name)
-        get_method(qc.method)(known_task, qc)  # refuses what does not fit before anything is read
+        # What does not fit is refused before anything is read.
+        planned = get_method(qc.method)(known_task, qc)
+        if planned.judges != "label":
+            raise ConfigError(
+                f"method {qc.method!r} judges its own prediction and never looks at the label; choose one "
+                "that judges the label"
+            )
         chosen = choose_compute(compute.device, compute.precision)
         site = SiteConfig(
             name="this-machine",
             task=task_name,
-            data=DataConfig(path=data, layout=layout, reference=reference),
+            data=DataConfig(path=data, layout=layout, reference=reference, ratings=ratings),
             compute=compute,
         )
         references = _references(
@@ -95,7 +106,7 @@ def train(
         )
         try:
             trained = train_alone(
-                Job(known_task, qc, seed, licence),
+                Job(known_task, qc, seed, licence, ratings_by_case(ratings)),
                 references,
                 folder,
                 cache=cached,

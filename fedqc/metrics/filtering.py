@@ -94,5 +94,34 @@ def auroc(scores: ArrayLike, positives: ArrayLike) -> float | None:
     return float(roc_auc_score(truth, np.asarray(scores, dtype=np.float64)))
 
 
+def aurc(confidence: ArrayLike, risk: ArrayLike) -> float | None:
+    """Area under the risk-coverage curve (Geifman & El-Yaniv 2017; as in Zenk et al. 2025), lower is better.
+
+    The curve is the mean risk of what is kept, from the most confident case alone to all cases; what is
+    equally confident is kept together. The area is taken by the trapezoidal rule.
+
+    Args:
+        confidence: `[n]`, such as a predicted quality.
+        risk: `[n]`, such as 1 - DSC.
+
+    Returns:
+        The area; None without any case. Taken of `-risk` as confidence, it is the least that is possible.
+    """
+    scores, risks = np.asarray(confidence, np.float64), np.asarray(risk, np.float64)
+    if not len(scores):
+        return None
+    order = np.argsort(-scores, kind="stable")
+    kept = np.arange(1, len(order) + 1)
+    mean_risk = np.cumsum(risks[order]) / kept
+    is_last = np.append(np.diff(scores[order]) != 0, True)  # of those that are equally confident
+    return float(np.trapezoid(mean_risk[is_last], kept[is_last] / len(order)))
+
+
+def excess_aurc(confidence: ArrayLike, risk: ArrayLike) -> float | None:
+    """How far `aurc` is above the least that is possible with these risks; None without any case."""
+    found, least = aurc(confidence, risk), aurc(-np.asarray(risk, np.float64), risk)
+    return None if found is None or least is None else found - least
+
+
 def _mean(values: np.ndarray[tuple[int, ...], np.dtype[np.bool_ | np.float64]]) -> float | None:
     return float(values.mean()) if values.size else None

@@ -327,7 +327,7 @@ def _figures(
     """The content of a simulation's `evaluation.json`."""
     out, config, seed = run.out, settings.federation, run.seed
     sites = config.sites.expected
-    model = load_model(out / "models" / "qc", task)
+    model = load_model(_judging_model(out, sites), task)
     judged = judge_test_cases(out, model, seed=seed, compute=compute, progress=observer.progress)
     scores = score_arms(out, task, compute=compute, progress=observer.progress)
     n_train = {arm: count_kept(out, arm, sites) for arm in ARMS}
@@ -338,6 +338,12 @@ def _figures(
         "suspected": _suspected(out),
         "segmentation": arm_figures([scores], n_train, seed=seed),
     }
+
+
+def _judging_model(out: Path, sites: Sequence[str]) -> Path:
+    """A QC model that can judge: the coordinator's lacks what sites fit, and their references."""
+    at_sites = (out / "sites" / name / "models" / "qc" for name in sites)
+    return next((folder for folder in at_sites if folder.is_dir()), out / "models" / "qc")
 
 
 def _pooled(settings: Settings, runs: Sequence[Seed]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
 
 from fedqc.errors import DataError
-from fedqc.metrics.filtering import auroc, filtering
+from fedqc.metrics.filtering import aurc, auroc, excess_aurc, filtering
 
 
 def test_by_hand() -> None:
@@ -68,3 +68,18 @@ def test_wrong_input() -> None:
         filtering([0.1, 0.2], [0.1, 0.2], [0, 1], 0.75)
     with pytest.raises(DataError, match="not finite"):
         filtering([0.1, 0.2], [0.1, np.nan], [True, False], 0.75)
+
+
+def test_area_under_the_risk_coverage_curve() -> None:
+    confidence, risk = [0.9, 0.5, 0.7, 0.6, 0.1], [0.1, 0.2, 0.3, 0.4, 0.9]
+    assert aurc(confidence, risk) == pytest.approx(0.191333, abs=1e-6)
+    assert aurc([-value for value in risk], risk) == pytest.approx(0.168)
+    assert excess_aurc(confidence, risk) == pytest.approx(0.191333 - 0.168, abs=1e-6)
+    assert aurc([], []) is None
+    assert excess_aurc([], []) is None
+
+
+def test_what_is_equally_confident_is_kept_together() -> None:
+    # Points of the curve at two and at four cases: mean risks 0.5 and 0.25.
+    for risk in ([1, 0, 0, 0], [0, 1, 0, 0]):
+        assert aurc([0.8, 0.8, 0.2, 0.2], risk) == pytest.approx((0.5 + 0.25) / 2 * 0.5)

@@ -134,7 +134,7 @@ def test_qcresunet_has_a_table_for_each_kind_of_label(
     assert {one["source"] for one in judged} == {"voxresnet"}
 
     before = (out / "table.md").read_text()
-    monkeypatch.setattr(base, "train_rounds", lambda *_, **__: pytest.fail("a kept row was trained again"))
+    monkeypatch.setattr(base, "train_and_fit", lambda *_, **__: pytest.fail("a kept row was trained again"))
     reproduce("qcresunet", settings, out, display)
     assert (out / "table.md").read_text() == before
 

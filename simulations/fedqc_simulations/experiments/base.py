@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedqc import __version__
-from fedqc.alone import Job, train_rounds
+from fedqc.alone import Job, train_and_fit
 from fedqc.cases.cache import CaseCache
 from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import CaseFiles
@@ -216,7 +216,7 @@ def trained(workshop: Workshop, row: Row, training: Sequence[CaseFiles]) -> Stor
     workshop.display.say(f"training {row.title} on {len(cases)} cases")
     job, method = Job(workshop.task, row.qc, workshop.seed), get_method(row.qc.method)(workshop.task, row.qc)
     known = Known(labels=labels)
-    train_rounds(job, method, cases, known, folder, compute=workshop.compute, display=workshop.display)
+    train_and_fit(job, method, cases, known, folder, compute=workshop.compute, display=workshop.display)
     return load_model(folder, workshop.task)
 
 
