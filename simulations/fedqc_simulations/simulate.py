@@ -171,7 +171,8 @@ def _check(settings: Settings, out: Path) -> None:
     task = load_task(config.task)
     if settings.data is None and (task.name not in KINDS or task != load_task(task.name)):
         raise ConfigError(
-            f"--data is missing; task {task.name!r} needs a data set, phantoms are drawn for {', '.join(KINDS)}"
+            f"--data is missing; task {task.name!r} needs a data set, "
+            f"only tasks {' and '.join(map(repr, KINDS))} are drawn"
         )
     if settings.data is not None and out.resolve().is_relative_to(settings.data.resolve()):
         raise ConfigError(
