@@ -25,6 +25,7 @@ from fedqc.cases.layouts import find_cases
 from fedqc.cases.preprocessing import preprocess
 from fedqc.cases.validation import inspect_case
 from fedqc.cases.volumes import read_volume
+from fedqc.ratings import read_ratings
 from fedqc.seeding import generator
 from fedqc.task import load_task
 
@@ -312,16 +313,15 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert told == [("making phantoms", done, 2) for done in range(3)]
 
 
-def test_example_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(
-        r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    small = code.replace("cases_per_site=25", "cases_per_site=1")
-    assert small != code
-    script = tmp_path / "make.py"
-    script.write_text(small, encoding="utf-8")
+def test_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(script))
-    assert [case.id for case in find_cases(tmp_path / "phantoms", TASK).cases] == [
-        f"{site}_000" for site in ("east", "north", "south", "west")
-    ]
+    codes = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for number, code in enumerate(codes):
+        script = tmp_path / f"{number}.py"
+        script.write_text(code.replace("cases_per_site=25", "cases_per_site=1"), encoding="utf-8")
+        runpy.run_path(str(script))
+    for folder, task in (("phantoms", TASK), ("lesions", load_task("phantom-lesions"))):
+        assert [case.id for case in find_cases(tmp_path / folder, task).cases] == [
+            f"{site}_000" for site in ("east", "north", "south", "west")
+        ]
+    assert len(read_ratings(tmp_path / "ratings.csv")) > 21 * 3 * 3
