@@ -610,7 +610,7 @@ def test_a_federation_with_only_what_is_needed(task: str, fedqc: Fedqc, here: Pa
     assert load_federation(here / "federation.toml") == FederationConfig.model_validate(
         {"task": task, "sites": {"keys": here / "keys"}}
     )
-    assert said.output.endswith("with fedqc simulate federation.toml --out runs/trial\n")  # phantoms are drawn
+    assert said.output.endswith("with fedqc simulate federation.toml --out runs/trial\n")  # without data
 
 
 def test_a_federation_with_certificates(fedqc: Fedqc, here: Path) -> None:
