@@ -135,7 +135,7 @@ def init_federation(target: Path, options: Mapping[str, object], *, asking: bool
     if hosts is not None:
         talk.say(f"{_keys(target)} is for the sites' public keys, NAME.pub each; then: fedqc server {target}")
     trial = f"fedqc simulate {shlex.quote(str(target))}"
-    data = "" if values["task"] == "phantom" else " --data DATA"
+    data = "" if values["task"] in {"phantom", "phantom-lesions"} else " --data DATA"
     talk.say(f"{target} is written. Next: try it on one machine with {trial}{data} --out runs/trial")
 
 

@@ -603,11 +603,14 @@ def test_a_federation_from_options(fedqc: Fedqc, here: Path) -> None:
     )
 
 
-def test_a_federation_with_only_what_is_needed(fedqc: Fedqc, here: Path) -> None:
-    assert fedqc("init", "federation", "--task", "phantom", "--yes", answers=[]).code == 0
+@pytest.mark.parametrize("task", ["phantom", "phantom-lesions"])
+def test_a_federation_with_only_what_is_needed(task: str, fedqc: Fedqc, here: Path) -> None:
+    said = fedqc("init", "federation", "--task", task, "--yes", answers=[])
+    assert said.code == 0
     assert load_federation(here / "federation.toml") == FederationConfig.model_validate(
-        {"task": "phantom", "sites": {"keys": here / "keys"}}
+        {"task": task, "sites": {"keys": here / "keys"}}
     )
+    assert said.output.endswith("with fedqc simulate federation.toml --out runs/trial\n")  # without data
 
 
 def test_a_federation_with_certificates(fedqc: Fedqc, here: Path) -> None:

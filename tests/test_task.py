@@ -102,6 +102,7 @@ def test_the_tasks_that_are_built_in() -> None:
         "cardiac-cine",
         "msd-hippocampus",
         "phantom",
+        "phantom-lesions",
         "whole-heart",
         "wmh",
     ]

@@ -33,6 +33,22 @@ class Agreement:
     """Root of the mean squared error."""
 
 
+@dataclass(frozen=True)
+class LimitsOfAgreement:
+    """Differences of two measurements of n samples, the first minus the second (Bland & Altman 1986)."""
+
+    n: int
+    """Samples."""
+    bias: float
+    """Mean difference."""
+    sd: float
+    """Sample standard deviation (n - 1) of the differences."""
+    lower: float
+    """Bias minus 1.96 times the standard deviation."""
+    upper: float
+    """Bias plus 1.96 times the standard deviation: 95 % of normal differences lie between."""
+
+
 def agreement(
     predicted: ArrayLike,
     true: ArrayLike,
@@ -127,6 +143,19 @@ def rmse(predicted: ArrayLike, true: ArrayLike) -> float | None:
     """
     x, y = _pair(predicted, true)
     return float(np.sqrt(np.mean((x - y) ** 2))) if len(x) else None
+
+
+def limits_of_agreement(first: ArrayLike, second: ArrayLike) -> LimitsOfAgreement | None:
+    """Bias and limits of agreement of two `[n]` arrays (Bland & Altman 1986); None below 2 samples.
+
+    Raises:
+        DataError: the lengths differ or a value is not finite.
+    """
+    x, y = _pair(first, second)
+    if len(x) < 2:
+        return None
+    bias, sd = float(np.mean(x - y)), float(np.std(x - y, ddof=1))
+    return LimitsOfAgreement(len(x), bias, sd, lower=bias - 1.96 * sd, upper=bias + 1.96 * sd)
 
 
 def _pearson_interval(

@@ -49,6 +49,7 @@ from fedqc_simulations.evaluation import (
     read_judged,
 )
 from fedqc_simulations.noise import Noise
+from fedqc_simulations.pathology import KINDS
 from fedqc_simulations.phantoms import site_of, write_phantoms
 from fedqc_simulations.ray_engine import check_ray, run_ray
 from fedqc_simulations.report import write_pooled_report, write_simulation_report
@@ -75,7 +76,7 @@ class Settings(FrozenModel):
 
     federation: FederationConfig
     data: Path | None
-    """Folder of the data set, which is only read; None: phantoms."""
+    """Folder of the data set, which is only read; None: phantoms, of the kind that the task is for."""
     layout: str | None
     """Layout of the data; None finds out."""
     noise: Noise
@@ -168,9 +169,10 @@ def _check(settings: Settings, out: Path) -> None:
     if len(set(settings.seeds)) < len(settings.seeds):
         raise ConfigError(f"--seeds {','.join(map(str, settings.seeds))}: name each seed once")
     task = load_task(config.task)
-    if settings.data is None and task != load_task("phantom"):
+    if settings.data is None and (task.name not in KINDS or task != load_task(task.name)):
         raise ConfigError(
-            f"--data is missing; task {task.name!r} needs a data set, only task 'phantom' is drawn"
+            f"--data is missing; task {task.name!r} needs a data set, "
+            f"only tasks {' and '.join(map(repr, KINDS))} are drawn"
         )
     if settings.data is not None and out.resolve().is_relative_to(settings.data.resolve()):
         raise ConfigError(
@@ -253,6 +255,7 @@ def _build(settings: Settings, task: Task, run: Seed, observer: Observer) -> Non
             PHANTOMS_PER_SITE,
             seed=run.seed,
             progress=observer.progress,
+            kind=KINDS[task.name],
         )
     checked = check_cases(
         find_cases(data, task, layout),

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 
 from fedqc.errors import DataError
-from fedqc.metrics.agreement import agreement, mae, mae_sd, pearson, rmse, spearman
+from fedqc.metrics.agreement import agreement, limits_of_agreement, mae, mae_sd, pearson, rmse, spearman
 
 Values = NDArray[np.float64]
 
@@ -149,3 +149,21 @@ def test_wrong_input() -> None:
         agreement([0.1, np.nan, 0.3], [0.1, 0.2, 0.3], list("abc"), rng)
     with pytest.raises(DataError, match="3 samples but 2 patients"):
         agreement([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], list("ab"), rng)
+
+
+def test_limits_of_agreement() -> None:
+    found = limits_of_agreement([3.0, 5.0, 4.0], [2.0, 3.0, 1.0])  # differences 1 2 3
+    assert found is not None
+    assert (found.n, found.bias, found.sd) == (3, pytest.approx(2), pytest.approx(1))
+    assert (found.lower, found.upper) == (pytest.approx(0.04), pytest.approx(3.96))
+    assert limits_of_agreement([1.0], [2.0]) is None
+    with pytest.raises(DataError):
+        limits_of_agreement([1.0, 2.0], [1.0])
+
+
+def test_limits_of_agreement_hold_most_differences() -> None:
+    predicted, true = samples(n=4000)
+    found = limits_of_agreement(predicted, true)
+    assert found is not None
+    inside = (found.lower < predicted - true) & (predicted - true < found.upper)
+    assert inside.mean() == pytest.approx(0.95, abs=0.015)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import re
@@ -6,12 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedqc_simulations import phantoms
+from fedqc_simulations.pathology import TUMOUR
 from fedqc_simulations.phantoms import (
-    LABEL_VALUES,
-    MODALITIES,
-    SHAPE,
-    TISSUES,
     Phantom,
     Scanner,
     add_rician_noise,
@@ -28,12 +25,14 @@ from fedqc.cases.layouts import find_cases
 from fedqc.cases.preprocessing import preprocess
 from fedqc.cases.validation import inspect_case
 from fedqc.cases.volumes import read_volume
+from fedqc.ratings import read_ratings
 from fedqc.seeding import generator
 from fedqc.task import load_task
 
 TASK = load_task("phantom")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "phantoms.md"
 SEEDS = range(8)
+SHAPE, TISSUES, LABEL_VALUES = TUMOUR.grid.shape, TUMOUR.tissues, TUMOUR.label_values
 
 
 def quiet(what: str, done: int, total: int) -> None:
@@ -60,6 +59,17 @@ def test_one_seed_gives_the_same_voxels(made: list[Phantom]) -> None:
     again = make_phantom(generator(SEEDS[1]), scanner())
     assert np.array_equal(again.image, made[1].image)
     assert np.array_equal(again.label, made[1].label)
+
+
+def test_phantoms_of_earlier_versions_come_again(made: list[Phantom]) -> None:
+    """Figures measured on them stay comparable; what is expected was computed by the first version."""
+    phantom = made[1]
+    digest = hashlib.sha256(phantom.label.tobytes()).hexdigest()
+    assert digest.startswith("99afec1c70e4cd4a")
+    means = phantom.image.mean(axis=(1, 2, 3), dtype=np.float64)
+    # Not to the last bit: exponentials differ between processors.
+    assert means == pytest.approx([171.815816, 136.699674, 103.834195, 132.337513], rel=1e-6)
+    assert phantom.image[:, 20, 24, 20] == pytest.approx([633.4156, 522.6556, 183.877, 325.0725], rel=1e-5)
 
 
 def test_no_two_alike(made: list[Phantom]) -> None:
@@ -108,7 +118,7 @@ def test_lesions_differ_in_number_and_size() -> None:
 def test_values_are_those_of_the_task(made: list[Phantom]) -> None:
     of_task = {name: value for name, (value,) in TASK.classes.items()}
     assert of_task == LABEL_VALUES
-    assert TASK.modalities == MODALITIES
+    assert TASK.modalities == TUMOUR.modalities
     assert set(np.unique(np.stack([phantom.label for phantom in made]))) == {0, 1, 2, 3}
 
 
@@ -152,7 +162,7 @@ BRIGHTEST_FIRST = {
 def test_contrasts_are_in_order_at_every_site(seed: int) -> None:
     site = scanner(seed)
     brightness = dict(zip(TISSUES, site.contrast, strict=True))
-    for channel, modality in enumerate(MODALITIES):
+    for channel, modality in enumerate(TUMOUR.modalities):
         values = [brightness[tissue][channel] for tissue in BRIGHTEST_FIRST[modality]]
         assert values == sorted(values, reverse=True), modality
 
@@ -162,7 +172,7 @@ def test_contrasts_are_in_order_in_the_image() -> None:
     image = scan(generator(2), anatomy, scanner())
     pure = {name: share > 0.95 for name, share in zip(TISSUES, anatomy.shares, strict=True)}
     assert all(voxels.sum() > 5 for voxels in pure.values())
-    for channel, modality in zip(image, MODALITIES, strict=True):
+    for channel, modality in zip(image, TUMOUR.modalities, strict=True):
         # What is thin is blurred with what lies around it.
         tissues = [name for name in BRIGHTEST_FIRST[modality] if name not in {"grey matter", "core"}]
         means = [channel[pure[name]].mean() for name in tissues]
@@ -264,7 +274,7 @@ def test_files_hold_what_was_drawn(written: Path) -> None:
 def test_ids_name_the_site(written: Path) -> None:
     listed = json.loads((written / "dataset.json").read_text(encoding="utf-8"))
     assert listed["numTraining"] == 6
-    assert list(listed["modality"].values()) == list(MODALITIES)
+    assert list(listed["modality"].values()) == list(TUMOUR.modalities)
     ids = [case.id for case in find_cases(written, TASK).cases]
     assert ids == [f"site-{site}_{number:03d}" for site in (1, 2) for number in range(3)]
     assert [site_of(case) for case in ids] == ["site-1"] * 3 + ["site-2"] * 3
@@ -282,7 +292,7 @@ def test_every_phantom_can_be_used(written: Path) -> None:
         assert {1, 2} <= set(np.unique(case.label))
         assert files.label is not None
         # Nothing of the lesion is cut off: its volume in mm^3 stays.
-        before = np.count_nonzero(read_volume(files.label).data) * phantoms.SPACING**3
+        before = np.count_nonzero(read_volume(files.label).data) * TUMOUR.grid.spacing**3
         assert np.count_nonzero(case.label) * math.prod(TASK.spacing) == pytest.approx(before, rel=0.15)
 
 
@@ -303,16 +313,15 @@ def test_progress_is_told(tmp_path: Path) -> None:
     assert told == [("making phantoms", done, 2) for done in range(3)]
 
 
-def test_example_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(
-        r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    small = code.replace("cases_per_site=25", "cases_per_site=1")
-    assert small != code
-    script = tmp_path / "make.py"
-    script.write_text(small, encoding="utf-8")
+def test_examples_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(script))
-    assert [case.id for case in find_cases(tmp_path / "phantoms", TASK).cases] == [
-        f"{site}_000" for site in ("east", "north", "south", "west")
-    ]
+    codes = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    for number, code in enumerate(codes):
+        script = tmp_path / f"{number}.py"
+        script.write_text(code.replace("cases_per_site=25", "cases_per_site=1"), encoding="utf-8")
+        runpy.run_path(str(script))
+    for folder, task in (("phantoms", TASK), ("lesions", load_task("phantom-lesions"))):
+        assert [case.id for case in find_cases(tmp_path / folder, task).cases] == [
+            f"{site}_000" for site in ("east", "north", "south", "west")
+        ]
+    assert len(read_ratings(tmp_path / "ratings.csv")) > 21 * 3 * 3

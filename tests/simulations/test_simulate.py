@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import tomli_w
+from fedqc_simulations import simulate as simulate_module
+from fedqc_simulations.pathology import Kind
 from fedqc_simulations.simulate import Settings, resume, simulate, site_names
 
 from fedqc.cases.layouts import CaseFiles
@@ -196,9 +198,29 @@ def test_nothing_to_resume(tmp_path: Path, observer: Silent) -> None:
 
 
 def test_phantoms_have_a_task_of_their_own(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="phantom"):
+    with pytest.raises(ConfigError, match="only tasks 'phantom' and 'phantom-lesions' are drawn"):
         run(None, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["phantom", "phantom-lesions"])
+def test_the_task_says_which_phantoms_are_drawn(
+    name: str, tmp_path: Path, observer: Silent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: Any, kind: Kind, **__: Any) -> None:
+        raise DataError(f"asked for {kind.task}")
+
+    monkeypatch.setattr(simulate_module, "write_phantoms", write)
+    settings = Settings(
+        federation=FederationConfig(task=name, sites=SitesConfig(expected=("a", "b"))),
+        data=None,
+        layout=None,
+        noise="mixed",
+        seeds=(0,),
+        compute=ComputeConfig(device="cpu", precision="fp32"),
+    )
+    with pytest.raises(DataError, match=f"^asked for {name}$"):
+        simulate(settings, tmp_path / "run", observer)
 
 
 def test_what_cannot_be_run_is_said_before_anything_is_written(run: Run, data: Path, tmp_path: Path) -> None:
