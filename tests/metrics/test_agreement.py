@@ -154,8 +154,8 @@ def test_wrong_input() -> None:
 def test_limits_of_agreement() -> None:
     found = limits_of_agreement([3.0, 5.0, 4.0], [2.0, 3.0, 1.0])  # differences 1 2 3
     assert found is not None
-    assert (found.n, found.bias, found.sd) == (3, pytest.approx(2), pytest.approx(1))
-    assert (found.lower, found.upper) == (pytest.approx(0.04), pytest.approx(3.96))
+    assert [found.n, found.bias, found.sd] == pytest.approx([3, 2, 1])
+    assert [found.lower, found.upper] == pytest.approx([0.04, 3.96])
     assert limits_of_agreement([1.0], [2.0]) is None
     with pytest.raises(DataError):
         limits_of_agreement([1.0, 2.0], [1.0])

@@ -37,7 +37,7 @@ def of(ratings: list[Rating], rater: Rater) -> list[Rating]:
 
 
 def fair(name: str, sigma: float, bias: float = 0, **view_bias: float) -> Rater:
-    return Rater(name, bias, dict.fromkeys(VIEWS, 0.0) | view_bias, sigma)
+    return Rater(name, bias, {view: view_bias.get(view, 0.0) for view in VIEWS}, sigma)
 
 
 def test_stars_rise_with_quality() -> None:
@@ -75,7 +75,8 @@ def test_disagreement_of_raters_follows_from_bias_and_spread() -> None:
     anna = fair("anna", 0.2, bias=0.3, axial=0.3)
     ben = fair("ben", 0.4, bias=-0.2, axial=-0.1)
     ratings = rate(generator(2), qualities(800), [anna, ben], again=0.3, step=0)
-    for view, apart in (("axial", 0.9), ("coronal", 0.5)):
+    disagreement: dict[View, float] = {"axial": 0.9, "coronal": 0.5}
+    for view, apart in disagreement.items():
         seen = [rating for rating in ratings if rating.view == view]
         found = rater_agreement(seen)
         assert found.inter.n_pairs == 800
