@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tomli_w
 from numpy.typing import NDArray
 
 from fedqc.cases.cache import CaseCache
@@ -30,7 +29,7 @@ from fedqc.degradation.base import Untouched
 from fedqc.model import load_segmentation
 from fedqc.seeding import generator
 from fedqc.task import Task
-from fedqc_simulations.consortium import Progress, read_candidates, site_files, write_federation
+from fedqc_simulations.consortium import Progress, borrow_sites, read_candidates, write_federation
 
 Arm = Literal["everything", "curated", "random", "oracle"]
 ARMS: tuple[Arm, ...] = ("everything", "curated", "random", "oracle")
@@ -71,22 +70,8 @@ def build_arm(
     folder = arm_folder(out, arm)
     spoiled = {(one.site, one.id) for one in read_candidates(out) if one.kind != Untouched.kind}
     names = [name for name in config.sites.expected if _manifest_file(out, name).is_file()]
-    for name, file in site_files(folder, names).items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = f"../../../../sites/{name}"
-        settings = {
-            "name": name,
-            "task": "../../../../task.toml",
-            "results": ".",
-            "data": {
-                "path": f"{beside}/data",
-                "layout": "csv",
-                "reference": f"{beside}/data/reference.csv",
-            },
-            "compute": compute.model_dump(mode="json", exclude_none=True) | {"cache": f"{beside}/cache"},
-            "policy": {"min_count": config.privacy.min_count},
-        }
-        file.write_text(tomli_w.dumps(settings), encoding="utf-8")
+    files = borrow_sites(folder, names, min_count=config.privacy.min_count, compute=compute)
+    for name, file in files.items():
         curated = read_manifest(_manifest_file(out, name))
         is_spoiled = [(name, entry.id) in spoiled for entry in curated.entries]
         rng = generator(seed, "arm", arm, name)
@@ -95,7 +80,7 @@ def build_arm(
         update={"expected": tuple(names), "minimum": min(config.sites.minimum, len(names))}
     )
     write_federation(folder, config.model_copy(update={"sites": sites}), task="../../task.toml")
-    return folder / "federation.toml", site_files(folder, names)
+    return folder / "federation.toml", files
 
 
 def score_arms(out: Path, task: Task, *, compute: Compute, progress: Progress) -> list[ArmScore]:

@@ -293,6 +293,43 @@ def write_site(
     (folder / "site.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
 
 
+def borrow_sites(
+    folder: Path,
+    names: Sequence[str],
+    *,
+    min_count: int,
+    compute: ComputeConfig,
+    ratings: bool = False,
+) -> dict[str, Path]:
+    """Write sites that share data and cache with those of a consortium two folders up, for a run of its own.
+
+    Args:
+        folder: of the run, such as CONSORTIUM/arms/random.
+        names: of the sites.
+        min_count: smallest number of patients behind a number that leaves a site.
+        compute: how the sites compute.
+        ratings: whether the sites have a table `data/ratings.csv`.
+
+    Returns:
+        The `site.toml` of each.
+    """
+    files = site_files(folder, names)
+    for name, file in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = f"../../../../sites/{name}"
+        data = {"path": f"{beside}/data", "layout": "csv", "reference": f"{beside}/data/reference.csv"}
+        settings = {
+            "name": name,
+            "task": "../../../../task.toml",
+            "results": ".",
+            "data": data | ({"ratings": f"{beside}/data/ratings.csv"} if ratings else {}),
+            "compute": compute.model_dump(mode="json", exclude_none=True) | {"cache": f"{beside}/cache"},
+            "policy": {"min_count": min_count},
+        }
+        file.write_text(tomli_w.dumps(settings), encoding="utf-8")
+    return files
+
+
 def _write_cases(folder: Path, task: Task, cases: Sequence[CaseFiles]) -> None:
     """Copy cases into a folder in the csv layout."""
     (folder / "images").mkdir(parents=True)

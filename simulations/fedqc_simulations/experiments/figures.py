@@ -1,6 +1,6 @@
 """Figures of the reproductions, as PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.style
@@ -65,4 +65,37 @@ def draw_balance(path: Path, title: str, before: NDArray[np.floating], after: ND
             axes.tick_params(colors=DARK)
         panels[0].set_ylabel("labels, %")
         figure.suptitle(f"{title[0].upper()}{title[1:]} labels")
+        figure.savefig(path, dpi=150)
+
+
+def draw_comparison(
+    path: Path, points: Mapping[str, Mapping[str, tuple[float | None, float | None]]]
+) -> None:
+    """Methods side by side: how well each finds failures, and how far its quality is off.
+
+    Args:
+        path: of the PNG.
+        points: by consortium and method, AUROC and mean absolute error; None where there is none.
+    """
+    methods = list(next(iter(points.values())))
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(9.6, 1.6 + 0.36 * len(methods)), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, position, label in zip(
+            panels, (0, 1), ("AUROC of finding failures", "mean absolute error of the DSC"), strict=True
+        ):
+            for (noise, found), color, marker in zip(
+                points.items(), (BLUE, ORANGE), ("o", "D"), strict=False
+            ):
+                pairs = [(found[name][position], row) for row, name in enumerate(methods)]
+                shown = [(value, row) for value, row in pairs if value is not None]
+                x, y = [value for value, _ in shown], [row for _, row in shown]
+                axes.scatter(x, y, s=42, color=color, marker=marker, label=noise, zorder=3)
+            axes.set(xlabel=label)
+            axes.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.6)
+        panels[0].set_yticks(range(len(methods)), methods)
+        panels[0].set(xlim=(None, 1.005))
+        panels[1].set(xlim=(0, None))
+        panels[0].invert_yaxis()
+        panels[1].legend(frameon=False, title="candidates spoiled")
         figure.savefig(path, dpi=150)
