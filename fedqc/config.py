@@ -293,6 +293,23 @@ class CombineConfig(FrozenModel):
             msg = f"names methods twice, or itself: {', '.join(self.methods)}; name different methods"
             raise ValueError(msg)
         return self
+class RCAConfig(FrozenModel):
+    """Of method `rca`, which compares a label with those of the site's reference cases."""
+
+    form: Literal["features", "registration"] = "features"
+    """How the label is brought onto a reference: by what voxels look like, or by registering the images."""
+    references: int = Field(default=20, ge=1)
+    """How many a label is compared with: those whose images are most similar."""
+    seconds: Seconds | None = 60.0
+    """After which a label is compared with no further reference; one at least is."""
+    calibration: int = Field(default=20, ge=0)
+    """Reference cases whose labels are spoiled to learn what an estimate means; 0: it is taken as it is."""
+    voxels: int = Field(default=6000, ge=100)
+    """Form `features`: voxels drawn of each case."""
+    position: float = Field(default=10.0, ge=0)
+    """Form `features`: how much a voxel's place weighs; 0 for lesions, which may lie anywhere."""
+    threads: int = Field(default=1, ge=1)
+    """Form `registration`: threads of SimpleITK."""
 
 
 class QCConfig(FrozenModel):
@@ -318,6 +335,7 @@ class QCConfig(FrozenModel):
     sources: SourcesConfig = SourcesConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
     combine: CombineConfig = CombineConfig()
+    rca: RCAConfig = RCAConfig()
     leave_out: tuple[str, ...] = ()
     """Kinds of annotator error never used in training (a simulation's unseen kinds)."""
     balance: Literal["quantile", "histogram", "none"] = "quantile"

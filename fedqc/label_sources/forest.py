@@ -162,7 +162,7 @@ def draw_voxels(cases: Sequence[Case], voxels: int, rng: np.random.Generator) ->
         raise TrainingError(
             f"the images of all {len(cases)} cases to train a forest on are 0 everywhere; check the images"
         )
-    shares = _shares(totals, voxels)
+    shares = equal_shares(totals, voxels)
     # Rounded down cumulatively, so that the cases' parts add up, and none is asked for more than it has.
     parts = np.diff(shares * counts.cumsum(axis=0) // np.maximum(totals, 1), axis=0, prepend=0)
     rows, classes = [], []
@@ -253,7 +253,7 @@ def _classes(label: NDArray[np.uint8]) -> NDArray[np.intp]:
     return np.bincount(label, minlength=256)
 
 
-def _shares(totals: NDArray[np.int64], voxels: int) -> NDArray[np.int64]:
+def equal_shares(totals: NDArray[np.int64], voxels: int) -> NDArray[np.int64]:
     """[256], how many voxels to draw of each class: as equally as there are enough."""
     shares = np.zeros_like(totals)
     present = np.flatnonzero(totals)

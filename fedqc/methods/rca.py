@@ -1,0 +1,275 @@
+"""Reverse classification accuracy (Valindria et al. 2017): the label to be judged is an atlas for references.
+
+If a label is right, it can be carried onto other cases that look similar, and agrees there with their labels,
+which are known to be right. The best DSC over the references, region by region, says how good the label is.
+That is rarely 1 even for a perfect label, so what an estimate means is learned from spoiled references.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fedqc.cases.volumes import Case
+from fedqc.compute import Compute
+from fedqc.config import QCConfig
+from fedqc.degradation.samples import ALL_KINDS, degrade_cases
+from fedqc.errors import DataError, TrainingError
+from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage
+from fedqc.methods.calibration import MonotoneMap
+from fedqc.methods.neighbours import Features, Neighbours, appearance
+from fedqc.methods.registration import Registration
+from fedqc.task import Task
+from fedqc.training import Progress
+
+_OVERVIEW = 16
+"""Voxels along each side of the small images by which similar references are found."""
+
+
+class Comparison(Protocol):
+    """A way to carry labels onto references (`Neighbours`, `Registration`)."""
+
+    def begin(
+        self, case: Case, labels: Sequence[NDArray[np.uint8]]
+    ) -> Callable[[int], tuple[NDArray[np.float32], NDArray[np.bool_]]]:
+        """Get ready; what is returned compares labels with the reference at an index."""
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What the references say of L labels of one image, before calibration."""
+
+    regions: NDArray[np.float32]
+    """`[L, R]` best DSC over the references."""
+    mean: NDArray[np.float32]
+    """`[L]`, over the regions that the label holds or lacks wrongly."""
+    compared: tuple[str, ...]
+    """Ids of the references, the most similar first."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Overview:
+    """What is kept of a reference to choose among them."""
+
+    id: str
+    patient: str
+    image: NDArray[np.float32]
+
+
+class RCAMethod(Method):
+    """Compares a label with those of the site's own reference cases; nothing is trained.
+
+    Args:
+        task: What is segmented.
+        config: `qc.rca` says how labels are compared.
+        features: What voxels look like to form `features`.
+        clock: Seconds that pass, for `qc.rca.seconds`.
+    """
+
+    name = "rca"
+    judges = "label"
+    figures = ()
+    needs_references = True
+
+    def __init__(
+        self,
+        task: Task,
+        config: QCConfig,
+        *,
+        features: Features = appearance,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(task, config)
+        self.regions = tuple(self.scored_regions().values())
+        self.features = features
+        self._clock = clock
+        self._overviews: tuple[_Overview, ...] = ()
+        self._comparison: Comparison | None = None
+        self._made_for: tuple[Sequence[Case], torch.device] | None = None
+
+    def stages(self) -> tuple[Stage, ...]:
+        """None."""
+        return ()
+
+    def build(self, seed: int) -> nn.Module:
+        """Part `calibration`: one map for the quality and one for each region, which change nothing yet."""
+        maps = nn.ModuleList(MonotoneMap() for _ in range(1 + len(self.regions)))
+        return nn.ModuleDict({"calibration": maps})
+
+    def train_round(
+        self,
+        network: nn.Module,
+        cases: Sequence[Case],
+        plan: RoundPlan,
+        compute: Compute,
+        progress: Progress | None = None,
+        *,
+        known: Known | None = None,
+    ) -> RoundResult:
+        """There is no stage to train.
+
+        Raises:
+            TrainingError: always.
+        """
+        raise TrainingError(
+            f"method {self.name!r} has nothing to train, found stage {plan.stage!r}; leave it out"
+        )
+
+    def fit(
+        self,
+        network: nn.Module,
+        cases: Sequence[Case],
+        compute: Compute,
+        rng: np.random.Generator,
+        progress: Progress | None = None,
+    ) -> None:
+        """Learn what an estimate means from references whose labels are spoiled in every way.
+
+        Each is compared with the references of other patients, as any case is. Without references of two
+        patients estimates stay as they are.
+
+        Args:
+            network: with part `calibration`, which is fitted in place.
+            cases: reference cases, of which `qc.rca.calibration` are drawn.
+            compute: where labels are compared.
+            rng: draws cases and errors.
+            progress: told after every case.
+        """
+        kinds = [kind for kind in ALL_KINDS if kind not in self.config.leave_out]
+        raw: list[list[float]] = [[] for _ in range(1 + len(self.regions))]
+        true: list[list[float]] = [[] for _ in raw]
+        drawn = rng.permutation(len(cases))[: self.config.rca.calibration]
+        for done, index in enumerate(drawn, start=1):
+            case = cases[int(index)]
+            if not self._others(case, compute):
+                continue
+            spoiled = list(degrade_cases([case], self.task, kinds, rng))
+            found = self.estimate(case, [one.case.label for one in spoiled], compute)
+            for one, mean, regions in zip(spoiled, found.mean, found.regions, strict=True):
+                raw[0].append(float(mean))
+                true[0].append(one.mean_dsc)
+                for position, name in enumerate(self.scored_regions(), start=1):
+                    if name in one.dsc:
+                        raw[position].append(float(regions[position - 1]))
+                        true[position].append(one.dsc[name])
+            if progress is not None:
+                progress(done, len(drawn))
+        for one_map, measured, known in zip(_maps(network), raw, true, strict=True):
+            if measured:
+                one_map.fit(measured, known)
+
+    def score(
+        self,
+        network: nn.Module,
+        cases: Iterable[Case],
+        compute: Compute,
+        batch_size: int = 8,
+    ) -> Iterator[Score]:
+        """Judge the label of each case, in order.
+
+        Raises:
+            DataError: there is no reference case of another patient.
+        """
+        quality, *regions = _maps(network)
+        for case in cases:
+            found = self.estimate(case, [case.label], compute)
+            yield Score(
+                case_id=case.id,
+                quality=float(quality(found.mean)[0]),
+                regions={
+                    name: float(one_map(value)[0])
+                    for name, one_map, value in zip(
+                        self.scored_regions(), regions, found.regions.T, strict=True
+                    )
+                },
+            )
+
+    def estimate(self, case: Case, labels: Sequence[NDArray[np.uint8]], compute: Compute) -> Estimate:
+        """What the references of other patients say of labels of one image, before calibration.
+
+        What takes long depends on the image alone, so that several labels take hardly longer than one. A
+        region that a label does not hold is right to be missing where at least half of the references lack
+        it as well: it counts as 1 and has no share in the mean. Else it counts as 0.
+
+        Args:
+            case: the image, and whose it is; its own label does not matter.
+            labels: L labels `[X, Y, Z]`, one or more.
+            compute: where labels are compared.
+
+        Raises:
+            DataError: there is no reference case of another patient.
+        """
+        begin, seconds = self._clock(), self.config.rca.seconds
+        others = self._others(case, compute)
+        if not others:
+            raise DataError(
+                f"case {case.id}: none of {len(self._overviews)} reference cases is of another patient to "
+                f"compare it with; method {self.name!r} needs reference cases of two patients or more"
+            )
+        assert self._comparison is not None  # noqa: S101 - made with the overviews
+        compare = self._comparison.begin(case, labels)
+        dsc: list[NDArray[np.float32]] = []
+        present: list[NDArray[np.bool_]] = []
+        for index in others:
+            overlaps, holds = compare(index)
+            dsc.append(overlaps)
+            present.append(holds)
+            if seconds is not None and self._clock() - begin >= seconds:
+                break
+        compared = tuple(self._overviews[index].id for index in others[: len(dsc)])
+        held = np.array([[np.isin(label, region).any() for region in self.regions] for label in labels])
+        lacked = np.mean(present, axis=0) <= 0.5
+        best = np.where(np.array(present)[:, None], dsc, 0).max(axis=0)
+        regions = np.where(held, best, lacked).astype(np.float32)
+        counts = held | ~lacked
+        mean = (regions * counts).sum(axis=1) / np.maximum(1, counts.sum(axis=1))
+        mean[~counts.any(axis=1)] = 1  # right to say nothing
+        return Estimate(regions, mean.astype(np.float32), compared)
+
+    def _others(self, case: Case, compute: Compute) -> list[int]:
+        """Indices of the references to compare a case with, the most similar first, none of its patient."""
+        self._look_at_references(compute)
+        mine = _overview(case)
+        may = [
+            index
+            for index, one in enumerate(self._overviews)
+            if one.id != mine.id and (not mine.patient or one.patient != mine.patient)
+        ]
+        likeness = {index: float((self._overviews[index].image * mine.image).sum()) for index in may}
+        return sorted(may, key=lambda index: -likeness[index])[: self.config.rca.references]
+
+    def _look_at_references(self, compute: Compute) -> None:
+        """Look through the references once, and again where others are set."""
+        if self._made_for is not None and self._made_for[0] is self.references:
+            if self._made_for[1] == compute.device:
+                return
+        else:
+            self._overviews = tuple(_overview(case) for case in self.references)
+        chosen = self.config.rca
+        self._comparison = (
+            Registration(self.references, self.regions, chosen.threads)
+            if chosen.form == "registration"
+            else Neighbours(
+                self.references, self.regions, self.features, chosen.voxels, chosen.position, compute.device
+            )
+        )
+        self._made_for = self.references, compute.device
+
+
+def _overview(case: Case) -> _Overview:
+    """A small image whose products with others are their correlation."""
+    image = torch.from_numpy(np.array(case.image))[None]
+    small = nn.functional.adaptive_avg_pool3d(image, _OVERVIEW)[0].numpy()
+    small = small - small.mean()
+    norm = float(np.linalg.norm(small))
+    return _Overview(case.id, case.patient, small / norm if norm else small)
+
+
+def _maps(network: nn.Module) -> list[MonotoneMap]:
+    maps = network.get_submodule("calibration").children()
+    return [one for one in maps if isinstance(one, MonotoneMap)]
