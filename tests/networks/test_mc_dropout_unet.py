@@ -21,8 +21,8 @@ def test_parameters_counted_by_hand() -> None:
         return kernel**3 * inside * out + out
 
     def norm_act(channels: int) -> int:
-        """Scale, shift and the slope of the PReLU."""
-        return 3 * channels
+        """Scale, shift and the slope of the PReLU, one for all channels."""
+        return 2 * channels + 1
 
     def down(fine: int, coarse: int) -> int:
         return conv(fine, coarse, 3) + conv(coarse, coarse, 3) + 2 * norm_act(coarse)
