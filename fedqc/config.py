@@ -277,8 +277,25 @@ class SegmenterConfig(FrozenModel):
     """Share of the features that are left out, in use too (Monte-Carlo dropout)."""
     passes: int = Field(default=20, ge=1, le=200)
     """How often a case is segmented, each time with other features left out (N in Williams et al.)."""
-    snapshots: int = Field(default=1, ge=1, le=10)
-    """Segmenters of each fold: the trained one, and after further rounds as many as are missing."""
+    snapshots: int | None = Field(default=None, ge=1, le=10)
+    """Segmenters of each fold of `ensemble`: the trained one, and further ones of half as many rounds."""
+
+
+class ReconstructionConfig(FrozenModel):
+    """The networks that give back an image from which what a label marks was cut out.
+
+    They are trained as `[qc.segmenter]` says.
+    """
+
+    modalities: tuple[str, ...] = ()
+    """Which of the task's they are given and give back; left out: all."""
+
+
+class RegressionConfig(FrozenModel):
+    """What method `dice-regression` sees beside the label."""
+
+    input: Literal["image", "uncertainty", "error"] = "uncertainty"
+    """The image; the entropy of segmenters; or where reconstructions without what the label marks differ."""
 
 
 class CombineConfig(FrozenModel):
@@ -334,6 +351,8 @@ class QCConfig(FrozenModel):
     samples: SamplesConfig = SamplesConfig()
     sources: SourcesConfig = SourcesConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
+    reconstruction: ReconstructionConfig = ReconstructionConfig()
+    regression: RegressionConfig = RegressionConfig()
     combine: CombineConfig = CombineConfig()
     rca: RCAConfig = RCAConfig()
     leave_out: tuple[str, ...] = ()

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from fedqc.cases.volumes import Case
+from fedqc.methods.cross_fitting import fold_of
 from fedqc.task import Task
 
 
@@ -39,3 +42,12 @@ def make_case(number: int) -> Case:
 @pytest.fixture
 def cases() -> list[Case]:
     return [make_case(number) for number in range(5)]
+
+
+@pytest.fixture
+def cases_of_both_folds(cases: list[Case]) -> list[Case]:
+    """The same cases, of patients who are in fold 0, 1, 0, 1, 0."""
+    patients: list[list[str]] = [[], []]
+    for number in range(30):
+        patients[fold_of(f"p{number}")].append(f"p{number}")
+    return [replace(case, patient=patients[index % 2].pop()) for index, case in enumerate(cases)]

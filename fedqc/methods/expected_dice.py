@@ -1,0 +1,145 @@
+"""The DSC that a label may be expected to have, by what segmenters that never saw it hold possible.
+
+The entropy sum of Williams et al. never looks at the label. This is its form for curation: every pass of an
+MC-dropout U-Net is a label that may be the right one, and the mean DSC with them is what is to be expected of
+the label at hand. The DSC with single passes show how much the passes differ. Nothing needs references, but
+a site that has some learns from them what the expected DSC means there (`fit`).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedqc.cases.volumes import Case
+from fedqc.compute import Compute, halved_when_full
+from fedqc.config import QCConfig
+from fedqc.degradation.samples import ALL_KINDS, degrade_cases
+from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
+from fedqc.methods.region_calibration import RegionCalibration
+from fedqc.methods.segmenters import Segmenters
+from fedqc.metrics.overlap import overlap
+from fedqc.task import Task
+from fedqc.training import Progress
+
+CALIBRATION = "calibration"
+"""Name of the part that `fit` fits."""
+SPREAD = (0.025, 0.975)
+"""Quantiles of the DSC with single passes between which the interval lies."""
+
+
+class ExpectedDiceMethod(Method):
+    """Expected DSC with the passes of one MC-dropout U-Net."""
+
+    name = "expected-dice"
+    judges = "label"
+    figures = ("qi", "low", "high")
+
+    def __init__(self, task: Task, config: QCConfig) -> None:
+        super().__init__(task, config)
+        self.regions = self.scored_regions()
+        self.segmenters = Segmenters(task, config, self.snapshots)
+
+    @property
+    def snapshots(self) -> int:
+        """Segmenters of each fold."""
+        return 1
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The segmenters'."""
+        return self.segmenters.stages()
+
+    def build(self, seed: int) -> nn.Module:
+        """Segmenters and calibration."""
+        calibration = RegionCalibration(len(self.regions))
+        return nn.ModuleDict({**self.segmenters.build(seed), CALIBRATION: calibration})
+
+    def train_round(
+        self,
+        network: nn.Module,
+        cases: Sequence[Case],
+        plan: RoundPlan,
+        compute: Compute,
+        progress: Progress | None = None,
+        *,
+        known: Known | None = None,
+    ) -> RoundResult:
+        """One round of a segmenter."""
+        return self.segmenters.train_round(network, cases, plan, compute, progress)
+
+    def fit(
+        self,
+        network: nn.Module,
+        cases: Sequence[Case],
+        compute: Compute,
+        rng: np.random.Generator,
+        progress: Progress | None = None,
+    ) -> None:
+        """Learn from degraded labels of the reference cases which DSC an expected DSC means."""
+        network = compute.place(network)
+        kinds = [kind for kind in ALL_KINDS if kind not in self.config.leave_out]
+        measured, dsc, present = [], [], []
+        made = degrade_cases(cases, self.task, kinds, rng)
+        for index, labels in groupby(made, key=lambda degraded: degraded.recipe.case):
+            samples = self.segmenters.predict(network, cases[index], compute).samples
+            for degraded in labels:
+                label = torch.from_numpy(degraded.case.label).to(compute.device)
+                measured.append(agreement(label, samples, tuple(self.regions.values())).mean(dim=0).tolist())
+                dsc.append([degraded.mean_dsc, *(degraded.dsc.get(name, 0.0) for name in self.regions)])
+                present.append([name in degraded.dsc for name in self.regions])
+            if progress is not None:
+                progress(index + 1, len(cases))
+        calibration = part_of(network, CALIBRATION)
+        if measured and isinstance(calibration, RegionCalibration):
+            calibration.fit(np.array(measured), np.array(dsc), np.array(present))
+
+    def score(
+        self,
+        network: nn.Module,
+        cases: Iterable[Case],
+        compute: Compute,
+        batch_size: int | None = None,
+    ) -> Iterator[Score]:
+        """Judge the label of each case, in order and one by one."""
+        network = compute.place(network).eval()
+        for case in cases:
+            yield from halved_when_full(partial(self._score, network, compute), [case])
+
+    @torch.no_grad()
+    def _score(self, network: nn.Module, compute: Compute, batch: Sequence[Case]) -> list[Score]:
+        (case,) = batch
+        label = torch.from_numpy(np.array(case.label)).to(compute.device)
+        samples = self.segmenters.predict(network, case, compute).samples
+        single = agreement(label, samples, tuple(self.regions.values()))
+        ends = torch.tensor(SPREAD, device=single.device)
+        values = torch.cat([single.mean(dim=0, keepdim=True), single.quantile(ends, dim=0)])
+        (quality, *regions), low, high = part_of(network, CALIBRATION)(values).tolist()
+        wrong = torch.stack([sample != label for sample in samples]).float().mean(dim=0)
+        return [
+            Score(
+                case.id,
+                quality,
+                dict(zip(self.regions, regions, strict=True)),
+                wrong.cpu().numpy(),
+                interval=(min(low[0], quality), max(high[0], quality)),
+            )
+        ]
+
+
+def agreement(label: Tensor, samples: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
+    """DSC of a label with each of N labels that may be the right one.
+
+    Args:
+        label: `[X, Y, Z]` class indices.
+        samples: `[N, X, Y, Z]` class indices.
+        regions: class indices of each region.
+
+    Returns:
+        `[N, 1 + R]` float32: the mean over the regions that a sample holds, and each region's
+        (conventions of `fedqc.metrics.overlap`).
+    """
+    found = [overlap(label[None], sample[None], regions) for sample in samples]
+    return torch.stack([torch.cat([one.mean, one.dsc[0]]) for one in found])
