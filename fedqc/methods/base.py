@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.sources import Source
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
@@ -243,6 +244,24 @@ class Method(ABC):
         self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8
     ) -> Iterator[Score]:
         """Judge the label of each case, in order."""
+
+    def score_sources(
+        self, network: nn.Module, images: Sequence[Source], label: Source, compute: Compute
+    ) -> Score | None:
+        """Judge a label straight from its files or arrays, where a method needs no prepared case for it.
+
+        Args:
+            network: as `build` makes it.
+            images: one for each modality of the task, or one that holds all of them.
+            label: the label.
+            compute: device and precision.
+
+        Returns:
+            What `score` would say of the prepared case, without an id. None where it has to be prepared:
+            always, unless a method knows better, and where anything is wrong with it, for preparing it says
+            what.
+        """
+        return None
 
 
 def part_of(network: nn.Module, part: str) -> nn.Module:
