@@ -291,7 +291,7 @@ def _classes(values: NDArray[Any], task: Task) -> NDArray[np.uint8] | None:
 
 
 def _is_odd(slices: Sequence[NDArray[np.float64]], task: Task) -> bool:
-    """Whether the slices of a modality hold what no image holds: a constant, a label, or no finite numbers."""
+    """Whether the slices of a modality hold what no image holds: a constant, label values, infinity."""
     values = np.concatenate([one.ravel() for one in slices])
     seen = values[values != 0]
     if not seen.size or not np.isfinite(seen).all() or seen.min() == seen.max():

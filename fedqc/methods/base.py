@@ -173,6 +173,24 @@ class Method(ABC):
         self.task = task
         self.config = config
 
+    def score_sources(
+        self, network: nn.Module, images: Sequence[Source], label: Source, compute: Compute
+    ) -> Score | None:
+        """Judge a label straight from its files or arrays, where a method needs no prepared case for it.
+
+        Args:
+            network: as `build` makes it.
+            images: one for each modality of the task, or one that holds all of them.
+            label: the label.
+            compute: device and precision.
+
+        Returns:
+            What `score` would say of the prepared case, without an id. None where it has to be prepared:
+            always, unless a method knows better, and where anything is wrong with it, for preparing it says
+            what.
+        """
+        return None
+
     def scored_regions(self) -> dict[str, tuple[int, ...]]:
         """What is scored: the class indices of each region by its name; the task's regions."""
         return dict(zip(self.task.regions, self.task.region_indices(), strict=True))
@@ -244,24 +262,6 @@ class Method(ABC):
         self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8
     ) -> Iterator[Score]:
         """Judge the label of each case, in order."""
-
-    def score_sources(
-        self, network: nn.Module, images: Sequence[Source], label: Source, compute: Compute
-    ) -> Score | None:
-        """Judge a label straight from its files or arrays, where a method needs no prepared case for it.
-
-        Args:
-            network: as `build` makes it.
-            images: one for each modality of the task, or one that holds all of them.
-            label: the label.
-            compute: device and precision.
-
-        Returns:
-            What `score` would say of the prepared case, without an id. None where it has to be prepared:
-            always, unless a method knows better, and where anything is wrong with it, for preparing it says
-            what.
-        """
-        return None
 
 
 def part_of(network: nn.Module, part: str) -> nn.Module:
