@@ -278,7 +278,8 @@ def _untrained(job: Job, method: Method) -> nn.Module:
                 f"{path}: a model of method {stored.method.name!r}, not of {method.name!r}; start from a "
                 "model of the same method, or without qc.initial"
             )
-        load_weights(network, stored.network.state_dict(), source=str(path))
+        state = method.initial_state(stored.network.state_dict())
+        load_weights(network, state, source=str(path))
     return network
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.sources import Source
@@ -216,6 +216,10 @@ class Method(ABC):
     @abstractmethod
     def build(self, seed: int) -> nn.Module:
         """The untrained network, on the CPU, the same for the same seed."""
+
+    def initial_state(self, trained: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors to begin training with, where it begins with a trained network of the same method."""
+        return trained
 
     @abstractmethod
     def train_round(
