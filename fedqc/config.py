@@ -281,7 +281,6 @@ class SegmenterConfig(FrozenModel):
     """Segmenters of each fold: the trained one, and after further rounds as many as are missing."""
 
 
-<<<<<<< HEAD
 class CombineConfig(FrozenModel):
     """Of `combine`."""
 
@@ -294,7 +293,8 @@ class CombineConfig(FrozenModel):
             msg = f"names methods twice, or itself: {', '.join(self.methods)}; name different methods"
             raise ValueError(msg)
         return self
-=======
+
+
 class DQEConfig(FrozenModel):
     """Of `dqe`, which rates slices with stars (Kofler et al. 2022); the defaults are the paper's best row."""
 
@@ -309,7 +309,6 @@ class DQEConfig(FrozenModel):
     """What is learned: the site's ratings, or what a trained model (`initial`) says of untouched labels."""
     batch_size: int = Field(default=80, ge=2)
     """Slices of a batch."""
->>>>>>> 1bc0995 (dqe: slices rated with stars, trained on ratings or distilled, and the published weights imported)
 
 
 class QCConfig(FrozenModel):
@@ -334,11 +333,8 @@ class QCConfig(FrozenModel):
     samples: SamplesConfig = SamplesConfig()
     sources: SourcesConfig = SourcesConfig()
     segmenter: SegmenterConfig = SegmenterConfig()
-<<<<<<< HEAD
     combine: CombineConfig = CombineConfig()
-=======
     dqe: DQEConfig = DQEConfig()
->>>>>>> 1bc0995 (dqe: slices rated with stars, trained on ratings or distilled, and the published weights imported)
     leave_out: tuple[str, ...] = ()
     """Kinds of annotator error never used in training (a simulation's unseen kinds)."""
     balance: Literal["quantile", "histogram", "none"] = "quantile"

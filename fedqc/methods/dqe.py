@@ -75,6 +75,7 @@ class DQEMethod(Method):
             raise ConfigError(
                 f"qc.leave_out names {', '.join(unknown)}; kinds of label error are {', '.join(ALL_KINDS)}"
             )
+        self.needs_initial = self.is_distilled
         self.kinds = [kind for kind in ALL_KINDS if kind not in config.leave_out]
 
     @property
@@ -107,8 +108,6 @@ class DQEMethod(Method):
         parts = {RATER: self._network(seed)}
         if self.is_distilled:
             parts[TEACHER] = self._network(seed)
-            for weight in parts[TEACHER].parameters():
-                nn.init.zeros_(weight)
         return nn.ModuleDict(parts)
 
     def initial_state(self, trained: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -172,11 +171,6 @@ class DQEMethod(Method):
             torch.manual_seed(derive_seed(plan.seed, "dropout", plan.site, plan.round))
             if self.is_distilled:
                 teacher = compute.place(part_of(network, TEACHER)).eval()
-                if not any(weight.any() for weight in teacher.parameters()):
-                    raise TrainingError(
-                        "qc.dqe.targets 'distilled' has no teacher; name a trained model of dqe as "
-                        "qc.initial, such as `fedqc import dqe` writes"
-                    )
                 pool = self._pool(cases, compute, known)
                 slices = self._distilled(cases, pool, teacher, rng, plan=plan, compute=compute)
             else:
