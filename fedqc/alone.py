@@ -27,7 +27,7 @@ from fedqc.display import Display
 from fedqc.errors import ConfigError, ModelError, TrainingError
 from fedqc.files import write_json
 from fedqc.label_sources.making import CaseLabels, make_stored_labels, stored_labels
-from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Stage, begin_stage, get_method
+from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Stage, begin_stage, check_start, get_method
 from fedqc.model import ModelCard, has_model, load_model, load_weights, reference_files, save_model
 from fedqc.ratings import Rating
 from fedqc.seeding import generator
@@ -289,6 +289,7 @@ def _learned_by(stage: Stage, cases: CachedCases, known: Known) -> CachedCases:
 
 def _untrained(job: Job, method: Method) -> nn.Module:
     """The network that training starts from: a fresh one, or that of `qc.initial`."""
+    check_start(method)
     network = method.build(job.seed)
     path = job.qc.initial
     if path is not None:
@@ -298,7 +299,8 @@ def _untrained(job: Job, method: Method) -> nn.Module:
                 f"{path}: a model of method {stored.method.name!r}, not of {method.name!r}; start from a "
                 "model of the same method, or without qc.initial"
             )
-        load_weights(network, stored.network.state_dict(), source=str(path))
+        state = method.initial_state(stored.network.state_dict())
+        load_weights(network, state, source=str(path))
     return network
 
 

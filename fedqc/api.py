@@ -1,7 +1,8 @@
 """A trained QC model for programs: judges a label that lies in files or in arrays.
 
-Arrays are written to files of their own for as long as it takes, so that they are checked and prepared by the
-very code that reads a site's files, and come to the same numbers.
+Methods that need no prepared case look at files and arrays directly. For all others arrays are written to
+files of their own for as long as it takes, so that they are checked and prepared by the very code that reads
+a site's files, and come to the same numbers.
 """
 
 import os
@@ -17,7 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.preprocessing import preprocess, to_native
-from fedqc.cases.volumes import is_singular, read_header
+from fedqc.cases.sources import Source
+from fedqc.cases.volumes import Volume, is_singular, read_header
 from fedqc.compute import Compute, choose_compute
 from fedqc.config import ComputeConfig, parse
 from fedqc.errors import DataError
@@ -73,14 +75,20 @@ class QCModel:
         Raises:
             DataError: something is wrong with image or label, or the two do not fit the task or each other.
         """
+        images, labelled = self._sources(image, label, affine, spacing)
+        method, network = self._stored.method, self._stored.network
+        direct = method.score_sources(network, images, labelled, self._compute)
+        if direct is not None:
+            return direct
         with tempfile.TemporaryDirectory(prefix="fedqc-") as folder:
-            files = self._files(image, label, affine, spacing, Path(folder))
+            *paths, label_path = (_in_a_file(one, Path(folder)) for one in (*images, labelled))
+            files = CaseFiles(id="", patient="", images=tuple(paths), label=label_path)
             try:
                 case = preprocess(files, self.card.task)
             except DataError as error:  # the case has no id, and arrays are known by what they are
                 sentence = str(error).removeprefix(", ").replace(f"{folder}{os.sep}", "")
                 raise DataError(sentence) from None
-        (score,) = self._stored.method.score(self._stored.network, [case], self._compute)
+        (score,) = method.score(network, [case], self._compute)
 
         def native(probability: NDArray[np.float32]) -> NDArray[np.float32]:
             return to_native(probability, case, order=1)
@@ -91,15 +99,14 @@ class QCModel:
             class_error_maps={name: native(one) for name, one in score.class_error_maps.items()},
         )
 
-    def _files(
+    def _sources(
         self,
         image: VolumeLike | Mapping[str, VolumeLike],
         label: VolumeLike,
         affine: ArrayLike | None,
         spacing: Sequence[float] | None,
-        folder: Path,
-    ) -> CaseFiles:
-        """The files of image and label; what is an array is written to `folder`."""
+    ) -> tuple[list[Source], Source]:
+        """Where image and label come from."""
         task = self.card.task
         if isinstance(image, Mapping):
             _check_modalities(image, task)
@@ -109,10 +116,12 @@ class QCModel:
         volumes["label"] = label
         grid = _grid(list(volumes.values()), affine, spacing, task)
         *images, labelled = (
-            Path(one) if isinstance(one, _PATH) else _write(folder / name, one, grid)
+            Source(Path(one))
+            if isinstance(one, _PATH)
+            else Source(Path(name), Volume(_real(name, one), grid))
             for name, one in volumes.items()
         )
-        return CaseFiles(id="", patient="", images=tuple(images), label=labelled)
+        return images, labelled
 
 
 def open_model(path: str | os.PathLike[str], *, device: str, precision: str) -> QCModel:
@@ -184,8 +193,8 @@ def _grid(
     return grid
 
 
-def _write(path: Path, array: ArrayLike, affine: NDArray[np.float64]) -> Path:
-    """Write an array [X, Y, Z] or [X, Y, Z, C] to a NIfTI file without an ending.
+def _real(name: str, array: ArrayLike) -> NDArray[Any]:
+    """An array [X, Y, Z] or [X, Y, Z, C] in a type of number that a file may have.
 
     Raises:
         DataError: it is no volume of real numbers.
@@ -194,12 +203,20 @@ def _write(path: Path, array: ArrayLike, affine: NDArray[np.float64]) -> Path:
     kind = values.dtype.kind
     if kind not in "biuf" or values.ndim < 3:
         found = f"an array of {values.dtype} and shape {_sides(values)}"
-        raise DataError(f"{path.name}: found {found}, expected real numbers and shape X x Y x Z")
+        raise DataError(f"{name}: found {found}, expected real numbers and shape X x Y x Z")
     if kind == "b":
-        values = values.astype(np.uint8)
-    elif kind == "f":
-        values = values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64, copy=False)
-    path.write_bytes(nibabel.Nifti1Image(values, affine, dtype=values.dtype).to_bytes())
+        return values.astype(np.uint8)
+    if kind == "f":
+        return values.astype(np.float32 if values.dtype.itemsize <= 4 else np.float64, copy=False)
+    return values
+
+
+def _in_a_file(source: Source, folder: Path) -> Path:
+    """The file of a source; an array is written to `folder`, as a NIfTI file without an ending."""
+    if source.held is None:
+        return source.path
+    path, values = folder / source.path, source.held.data
+    path.write_bytes(nibabel.Nifti1Image(values, source.held.affine, dtype=values.dtype).to_bytes())
     return path
 
 

@@ -16,7 +16,7 @@ import click
 import typer
 
 from fedqc import __version__
-from fedqc.commands import check, init, score, segment, train
+from fedqc.commands import check, import_, init, score, segment, train
 from fedqc.errors import FedQCError
 
 if TYPE_CHECKING:
@@ -497,3 +497,4 @@ app.command()(train.train)
 app.command()(score.score)
 app.command()(segment.segment)
 app.add_typer(init.app, name="init")
+app.add_typer(import_.app, name="import")

@@ -42,13 +42,15 @@ class Compute:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def place(self, network: nn.Module) -> nn.Module:
-        """Move a network to the device, in the memory layout that 3D convolutions like there, and keep it."""
+        """Move a network to the device, in the memory layout its convolutions like there, and keep it."""
         if self.device.type == "cpu":
             for module in network.modules():
                 if type(module) is nn.InstanceNorm3d:
                     module.__class__ = InstanceNorm3d  # the same parameters under the same names
+        is_flat = any(weight.dim() == 4 for weight in network.parameters())
+        layout = torch.channels_last if is_flat else torch.channels_last_3d
         # torch's hints do not know the argument.
-        return network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
+        return network.to(self.device, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
     def for_training(self, shortest_axis: int) -> "Compute":
         """The same, but in fp32 where the weight gradients of bf16 are wrong.

@@ -329,6 +329,22 @@ class RCAConfig(FrozenModel):
     """Form `registration`: threads of SimpleITK."""
 
 
+class DQEConfig(FrozenModel):
+    """Of `dqe`, which rates slices with stars (Kofler et al. 2022); the defaults are the paper's best row."""
+
+    architecture: Literal["densenet121", "densenet201"] = "densenet121"
+    normalisation: Literal["percentile", "min-max"] = "percentile"
+    """Intensities to [0, 1]: from the 0.5th to the 99.5th percentile of a view, or between a slice's ends."""
+    encoding: Literal["regions", "tissue"] = "regions"
+    """A mask for each region of the task, or for each class."""
+    side: int | None = Field(default=None, ge=32, le=512)
+    """Of the square slices, in voxels; left out: 240, or for a small task a multiple of 32 that holds it."""
+    targets: Literal["ratings", "distilled"] = "ratings"
+    """What is learned: the site's ratings, or what a trained model (`initial`) says of untouched labels."""
+    batch_size: int = Field(default=80, ge=2)
+    """Slices of a batch."""
+
+
 class QCConfig(FrozenModel):
     """How the QC model is trained."""
 
@@ -338,7 +354,7 @@ class QCConfig(FrozenModel):
     batch_size: int = Field(default=4, ge=1)
     learning_rate: float | None = Field(default=None, gt=0)
     """The highest; this and the next three are the method's own where they are left out."""
-    optimizer: Literal["adam", "adamw"] | None = None
+    optimizer: Literal["adam", "adamw", "sgd", "ranger21"] | None = None
     schedule: Literal["cosine", "exponential", "constant"] | None = None
     weight_decay: float | None = Field(default=None, ge=0)
     error_weight: float = Field(default=1.0, ge=0)
@@ -355,6 +371,7 @@ class QCConfig(FrozenModel):
     regression: RegressionConfig = RegressionConfig()
     combine: CombineConfig = CombineConfig()
     rca: RCAConfig = RCAConfig()
+    dqe: DQEConfig = DQEConfig()
     leave_out: tuple[str, ...] = ()
     """Kinds of annotator error never used in training (a simulation's unseen kinds)."""
     balance: Literal["quantile", "histogram", "none"] = "quantile"

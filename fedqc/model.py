@@ -67,6 +67,8 @@ class ModelCard(FrozenModel):
     """How well it did on held-back cases, by name; None where a figure is not defined."""
     licence: str | None = None
     """Under which the weights may be used."""
+    source: str = ""
+    """Where weights come from that were not trained with fedqc."""
     references: tuple[ReferenceFiles, ...] = ()
     """On this machine, where the method needs them to score (`Method.needs_references`)."""
 

@@ -42,6 +42,8 @@ class Task(FrozenModel):
     classes: dict[Name, tuple[LabelValue, ...]] = Field(min_length=1, max_length=254)
     """Label values in the files for each class; several values may mean one class (BraTS 3 and 4)."""
     regions: dict[Name, tuple[Name, ...]] = Field(min_length=1)
+    core: Name | None = None
+    """The region in whose middle a person would look first; left out: all that is labelled."""
     spacing: tuple[Millimetres, Millimetres, Millimetres]
     """Voxel size in mm that the network sees."""
     size: tuple[Voxels, Voxels, Voxels]
@@ -86,6 +88,9 @@ class Task(FrozenModel):
             if len(set(members)) < len(members):
                 msg = f"region {region!r} names a class twice"
                 raise ValueError(msg)
+        if self.core is not None and self.core not in self.regions:
+            msg = f"core names {self.core!r}; regions are {list(self.regions)}"
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")
@@ -128,6 +133,12 @@ class Task(FrozenModel):
         """Class indices (from 1) of each region, in the order of `regions`."""
         index = {name: position for position, name in enumerate(self.classes, start=1)}
         return tuple(tuple(index[member] for member in members) for members in self.regions.values())
+
+    def core_indices(self) -> tuple[int, ...]:
+        """Class indices (from 1) of the core; of all classes where the task names none."""
+        if self.core is None:
+            return tuple(range(1, self.n_classes + 1))
+        return dict(zip(self.regions, self.region_indices(), strict=True))[self.core]
 
     def check_strides(self, stride: int) -> None:
         """Refuse a size that a network which halves the volume down to 1/`stride` cannot take.

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fedqc.compute import Compute, denormals_as_zero
-from fedqc.errors import TrainingError
+from fedqc.errors import ConfigError, TrainingError
+
+SGD_MOMENTUM = 0.95
+"""As in Kofler et al. 2022, 2."""
 
 Batch = TypeVar("Batch")
 Progress = Callable[[int, int], None]
@@ -23,7 +26,7 @@ class TrainSettings:
     learning_rate: float
     total_steps: int
     first_step: int = 0
-    optimizer: Literal["adam", "adamw"] = "adamw"
+    optimizer: Literal["adam", "adamw", "sgd", "ranger21"] = "adamw"
     weight_decay: float = 5e-4
     schedule: Literal["cosine", "exponential", "constant"] = "cosine"
     warmup_steps: int = 0
@@ -65,11 +68,7 @@ def train(  # noqa: PLR0917 - what is trained, on what, how and where; the metho
     Raises:
         TrainingError: a loss is not finite; the message says which batch and part.
     """
-    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    # eps is far above the rounding noise of gradients: with 1e-8 Adam would turn noise into full steps.
-    optimizer = kind(
-        network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-6
-    )
+    optimizer = _optimizer(network, settings)
     start = [weight.detach().clone() for weight in network.parameters()] if settings.proximal else []
     network.train()
     sums: dict[str, float] = {}
@@ -101,6 +100,39 @@ def train(  # noqa: PLR0917 - what is trained, on what, how and where; the metho
         if progress is not None:
             progress(step + 1, settings.total_steps)
     return {name: value / count for name, value in sums.items()}
+
+
+def _optimizer(network: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """What takes the steps.
+
+    Raises:
+        ConfigError: the package of `ranger21` is not installed.
+    """
+    weights, rate, decay = network.parameters(), settings.learning_rate, settings.weight_decay
+    match settings.optimizer:
+        case "sgd":
+            return torch.optim.SGD(weights, lr=rate, weight_decay=decay, momentum=SGD_MOMENTUM)
+        case "ranger21":
+            try:
+                from pytorch_optimizer import Ranger21  # noqa: PLC0415 - only here, and takes seconds
+            except ImportError:
+                raise ConfigError(
+                    "qc.optimizer 'ranger21' needs the package pytorch-optimizer; "
+                    "install it with: pip install 'fedqc[dqe]'"
+                ) from None
+            # Its own warm-up and warm-down would begin anew in every round; the schedule spans all of them.
+            ranger: torch.optim.Optimizer = Ranger21(
+                weights,
+                num_iterations=settings.total_steps,
+                lr=rate,
+                weight_decay=decay,
+                disable_lr_scheduler=True,
+            )
+            return ranger
+        case kind:
+            # eps is far above the rounding noise of gradients: with 1e-8 Adam would make full steps of noise.
+            adam = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
+            return adam(weights, lr=rate, weight_decay=decay, eps=1e-6)
 
 
 def _proximal(network: nn.Module, start: Sequence[Tensor], mu: float) -> Tensor:

@@ -55,6 +55,12 @@ def test_region_that_is_empty_or_repeats_itself() -> None:
     assert refusal(regions={"core": ["edema", "edema"]}) == "region 'core' names a class twice"
 
 
+def test_core() -> None:
+    assert parse({**GLIOMA, "core": "core"}, Task, source="glioma.toml").core_indices() == (3, 1)
+    assert parse(GLIOMA, Task, source="glioma.toml").core_indices() == (1, 2, 3)
+    assert refusal(core="heart") == "core names 'heart'; regions are ['whole', 'core']"
+
+
 def test_modality_missing_or_twice() -> None:
     assert "modalities" in refusal(modalities=[])
     assert refusal(modalities=["t1", "t1"]) == "modalities: a modality is named twice (found ['t1', 't1'])"

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.memo import Memo, digest, state, writing
 from fedqc.cases.preprocessing import preprocess
-from fedqc.cases.volumes import Case, sha256_file
+from fedqc.cases.volumes import Case, MeanSD, sha256_file
 from fedqc.errors import DataError
 from fedqc.task import Task
 
-FORMAT = 2
+FORMAT = 3
 """Version of the entries; to be raised whenever preprocessing gives other numbers."""
 
 _ARRAYS = ("image.npy", "label.npy")
@@ -124,6 +124,7 @@ class CaseCache:
                 affine=np.array(card["affine"], dtype=np.float64).reshape(4, 4),
                 native_shape=(x, y, z),
                 native_affine=np.array(card["native_affine"], dtype=np.float64).reshape(4, 4),
+                intensities=tuple(MeanSD(float(mean), float(sd)) for mean, sd in card["intensities"]),
             )
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             return None
@@ -142,6 +143,7 @@ class CaseCache:
                 "affine": case.affine.tolist(),
                 "native_shape": case.native_shape,
                 "native_affine": case.native_affine.tolist(),
+                "intensities": [(one.mean, one.sd) for one in case.intensities],
                 "states": [_size_and_time(new / name) for name in _ARRAYS],
             }
             (new / "case.json").write_text(json.dumps(card))

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from fedqc.cases.layouts import CaseFiles
-from fedqc.cases.tally import Intensities, measure
+from fedqc.cases.tally import measure
 from fedqc.cases.validation import RawImage, read_case
-from fedqc.cases.volumes import Case, bounding_box, voxel_size
+from fedqc.cases.volumes import Case, MeanSD, bounding_box, voxel_size
 from fedqc.errors import DataError
 from fedqc.task import Task
 
@@ -55,14 +55,16 @@ def preprocess(files: CaseFiles, task: Task) -> Case:
     channels, box = _non_zero_part(raw.channels, resampling)
     label = resampling.label(native_label)[box]
     starts = [_start(have, want) for have, want in zip(label.shape, task.size, strict=True)]
+    intensities = _intensities(raw, channels, resampling)
     return Case(
         id=files.id,
         patient=files.patient,
-        image=_scored(channels, resampling, raw.intensities, starts, task.size),
+        image=_scored(channels, intensities, starts, task.size),
         label=_pad_or_crop(label, starts, task.size),
         affine=resampling.affine @ _shift([side.start for side in box]) @ _shift(starts),
         native_shape=shape,
         native_affine=raw.affine,
+        intensities=intensities,
     )
 
 
@@ -73,11 +75,16 @@ def preprocess_full(files: CaseFiles, raw: RawImage, task: Task) -> FullImage:
     channels, box = _non_zero_part(raw.channels, resampling)
     return FullImage(
         id=files.id,
-        image=_scored(channels, resampling, raw.intensities, [0, 0, 0], channels[0].shape),
+        image=_scored(channels, _intensities(raw, channels, resampling), [0, 0, 0], channels[0].shape),
         affine=resampling.affine @ _shift([side.start for side in box]),
         native_shape=shape,
         native_affine=raw.affine,
     )
+
+
+def keeps_voxels(shape: tuple[int, ...], affine: NDArray[np.float64], task: Task) -> bool:
+    """Whether volumes [X, Y, Z] of this grid have the task's spacing, so that no voxel gets another value."""
+    return _Resampling.of(shape, affine, task).keeps_voxels
 
 
 def to_native(volume: NDArray[Any], case: Case | FullImage, order: Literal[0, 1]) -> NDArray[Any]:
@@ -286,20 +293,24 @@ def _resample_label(label: NDArray[np.uint8], positions: Positions) -> NDArray[n
     return resampled
 
 
+def _intensities(
+    raw: RawImage, channels: Sequence[NDArray[np.float32]], resampling: _Resampling
+) -> tuple[MeanSD, ...]:
+    """Mean and standard deviation of each channel on the new grid; 1 stands for a deviation of 0."""
+    measured = raw.intensities if resampling.keeps_voxels else [measure(channel) for channel in channels]
+    return tuple(MeanSD(known.mean, known.sd or 1.0) for known in measured)
+
+
 def _scored(
     channels: Sequence[NDArray[np.float32]],
-    resampling: _Resampling,
-    intensities: Sequence[Intensities],
+    intensities: Sequence[MeanSD],
     starts: Sequence[int],
     size: tuple[int, ...],
 ) -> NDArray[np.float32]:
     """A window [C, X, Y, Z] of the z-scored channels, 0 outside of them.
 
-    Mean 0 and standard deviation 1 are those of all voxels that are not zero; zeros stay zeros. Those of the
-    files' voxels are in `intensities`.
+    Mean 0 and standard deviation 1 are those of all voxels that are not zero; zeros stay zeros.
     """
-    if not resampling.keeps_voxels:
-        intensities = [measure(channel) for channel in channels]
     image = np.zeros((len(channels), *size), dtype=np.float32)
     source, target = _overlap(channels[0].shape, starts, size)
     for channel, known, window in zip(channels, intensities, image, strict=True):
@@ -308,7 +319,7 @@ def _scored(
             # By slices, for seen and scored lie in memory in opposite order, and only few fit into the cache.
             values = seen[:, :, start : start + _SLICES]
             scored[:, :, start : start + _SLICES] = np.where(
-                values != 0, (values - np.float64(known.mean)) / (known.sd or 1.0), 0
+                values != 0, (values - np.float64(known.mean)) / known.sd, 0
             )
     return image
 

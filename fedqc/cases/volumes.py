@@ -65,6 +65,14 @@ class Volume:
     affine: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class MeanSD:
+    """Mean and standard deviation of the voxels of a modality that are not zero: what z-scoring takes out."""
+
+    mean: float
+    sd: float
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """One case on the network's grid. Arrays that come from the cache are memory-mapped and read-only."""
@@ -81,6 +89,9 @@ class Case:
     """Shape of the files' own grid."""
     native_affine: NDArray[np.float64]
     """[4, 4], from voxel indices of the files' own grid to mm (RAS+)."""
+    intensities: tuple[MeanSD, ...] = ()
+    """Of each modality: a voxel that is not 0 showed `value * sd + mean`. Empty where `image` was never
+    z-scored."""
 
     @property
     def spacing(self) -> tuple[float, float, float]:

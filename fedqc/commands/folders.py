@@ -19,9 +19,18 @@ def new_folder(out: Path, data: Path) -> Path:
         ConfigError: it lies among the data, or holds something already.
     """
     refuse_inside(out, data)
+    refuse_full(out)
+    return out.resolve()
+
+
+def refuse_full(out: Path) -> None:
+    """Refuse a folder for results that holds something already.
+
+    Raises:
+        ConfigError: it does, or it is no folder.
+    """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out}: is not an empty folder; nothing is written over, name a new one")
-    return out.resolve()
 
 
 def refuse_inside(path: Path, data: Path) -> None:

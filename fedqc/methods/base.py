@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.sources import Source
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
@@ -20,8 +21,7 @@ from fedqc.methods.cross_fitting import fold_of, is_for_fitting
 from fedqc.ratings import Rating
 from fedqc.task import Task
 from fedqc.training import Progress
-
-VIEWS = ("axial", "coronal", "sagittal")
+from fedqc.views import VIEWS
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,8 @@ class Method(ABC):
     needs_references: ClassVar[bool] = False
     """Whether it scores by comparison with reference cases, which then have to be at hand."""
 
+    needs_initial: bool = False
+    """Whether training has to begin with a trained network of the same method (`qc.initial`)."""
     references: Sequence[Case] = ()
     """The site's own reference cases, for methods that need them; set before `fit` and `score`."""
 
@@ -197,6 +199,10 @@ class Method(ABC):
     @abstractmethod
     def build(self, seed: int) -> nn.Module:
         """The untrained network, on the CPU, the same for the same seed."""
+
+    def initial_state(self, trained: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors to begin training with, where it begins with a trained network of the same method."""
+        return trained
 
     @abstractmethod
     def train_round(
@@ -244,6 +250,24 @@ class Method(ABC):
     ) -> Iterator[Score]:
         """Judge the label of each case, in order."""
 
+    def score_sources(
+        self, network: nn.Module, images: Sequence[Source], label: Source, compute: Compute
+    ) -> Score | None:
+        """Judge a label straight from its files or arrays, where a method needs no prepared case for it.
+
+        Args:
+            network: as `build` makes it.
+            images: one for each modality of the task, or one that holds all of them.
+            label: the label.
+            compute: device and precision.
+
+        Returns:
+            What `score` would say of the prepared case, without an id. None where it has to be prepared:
+            always, unless a method knows better, and where anything is wrong with it, for preparing it says
+            what.
+        """
+        return None
+
 
 def part_of(network: nn.Module, part: str) -> nn.Module:
     """A part of a method's network, or all of it for the empty name."""
@@ -254,6 +278,19 @@ def begin_stage(network: nn.Module, stage: Stage) -> None:
     """Give a stage's part the weights that it begins with, where those are another part's."""
     if stage.starts_from:
         part_of(network, stage.part).load_state_dict(part_of(network, stage.starts_from).state_dict())
+
+
+def check_start(method: Method) -> None:
+    """Refuse a training that has to begin with a trained network and names none.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if method.needs_initial and method.config.initial is None:
+        raise ConfigError(
+            f"qc.method {method.name!r} as it is set up learns from a trained network of its own kind; name "
+            "one as qc.initial"
+        )
 
 
 def get_method(name: str) -> type[Method]:

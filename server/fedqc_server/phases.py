@@ -23,7 +23,7 @@ from fedqc.degradation.samples import stored_shares
 from fedqc.errors import ConfigError, FedQCError, ModelError, QuorumError
 from fedqc.label_sources.making import SEGMENTER_SOURCES, segmenter_source
 from fedqc.label_sources.segmenters import SegmenterSource
-from fedqc.methods.base import Method, get_method
+from fedqc.methods.base import Method, check_start, get_method
 from fedqc.methods.base import Stage as MethodStage
 from fedqc.model import ModelCard, load_model, save_model
 from fedqc.protocol import (
@@ -552,12 +552,14 @@ def _privacy_of_updates(run: Run) -> dict[str, Any]:
 
 def _initial_qc(run: Run) -> Weights:
     """The QC model the run starts from: a stored one, or a fresh one that the seed decides."""
+    check_start(run.method)
     weights = _weights(run.method.build(derive_seed(run.seed, "initial")))
     path = run.config.qc.initial
     if path is None:
         return weights
     stored = load_model(path, run.task)
-    initial = _weights(stored.network)
+    state = run.method.initial_state(stored.network.state_dict())
+    initial = {name: tensor.numpy().copy() for name, tensor in state.items()}
     if stored.method.name != run.config.qc.method or check_update(initial, weights):
         raise ModelError(
             f"{path}: a model of method {stored.method.name!r} that does not fit qc.method "

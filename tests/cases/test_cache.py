@@ -52,6 +52,7 @@ def same(first: Case, second: Case) -> bool:
         and np.array_equal(first.label, second.label)
         and np.array_equal(first.affine, second.affine)
         and np.array_equal(first.native_affine, second.native_affine)
+        and first.intensities == second.intensities
     )
 
 

@@ -66,6 +66,19 @@ def test_zeros_inside_stay_zero_and_do_not_count(make_case: MakeCase, task: Task
     assert case.image[0, 0, 0, 2] == pytest.approx(expected, abs=1e-5)
 
 
+def test_what_z_scoring_took_out_is_kept(make_case: MakeCase, task: Task, image: Any) -> None:
+    image[:3] = 0
+    case = preprocess(make_case(image=image), task)
+    values = image[image != 0].astype(np.float64)
+    (taken,) = case.intensities
+    assert (taken.mean, taken.sd) == pytest.approx((values.mean(), values.std()))
+    inside = case.image != 0
+    assert np.allclose((case.image * taken.sd + taken.mean)[inside].sum(), image[:, 1:17].sum(), rtol=1e-6)
+    coarse = preprocess(make_case(image=image), task.model_copy(update={"spacing": (2.0, 1.0, 1.0)}))
+    (of_new_voxels,) = coarse.intensities
+    assert of_new_voxels.sd < 0.9 * taken.sd  # noise is averaged out
+
+
 def test_constant_image_is_refused(make_case: MakeCase, task: Task, image: Any) -> None:
     with pytest.raises(DataError, match="found nothing but the value 7, expected an image"):
         preprocess(make_case(image=0 * image + 7), task)
