@@ -27,7 +27,16 @@ from fedqc.display import Display
 from fedqc.errors import ConfigError, ModelError, TrainingError
 from fedqc.files import write_json
 from fedqc.label_sources.making import CaseLabels, make_stored_labels, stored_labels
-from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Stage, begin_stage, check_start, get_method
+from fedqc.methods.base import (
+    Known,
+    Method,
+    RoundPlan,
+    RoundResult,
+    Stage,
+    begin_stage,
+    check_start,
+    get_method,
+)
 from fedqc.model import ModelCard, has_model, load_model, load_weights, reference_files, save_model
 from fedqc.ratings import Rating
 from fedqc.seeding import generator

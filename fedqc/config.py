@@ -310,6 +310,8 @@ class CombineConfig(FrozenModel):
             msg = f"names methods twice, or itself: {', '.join(self.methods)}; name different methods"
             raise ValueError(msg)
         return self
+
+
 class RCAConfig(FrozenModel):
     """Of method `rca`, which compares a label with those of the site's reference cases."""
 
