@@ -101,10 +101,7 @@ class Display:
 
 def _training(event: dict[str, Any]) -> str:
     """What is trained in an event's round."""
-    names = {"qc": "training the QC model", "segmentation": "training the segmentation model"}
-    stage = event["stage"]
-    if stage.startswith("check-"):
-        what = f"cross-checking the references, half {stage.removeprefix('check-')} of 2"
-    else:
-        what = names.get(stage, f"training a segmenter that makes labels ({stage})")
+    from fedqc.reports.words import stage_in_words  # noqa: PLC0415 - loads Flower, which runs have loaded
+
+    what = f"training: {stage_in_words(event['stage'])}"
     return f"{what} ({event['arm']}), rounds" if "arm" in event else f"{what}, rounds"

@@ -87,7 +87,7 @@ def test_what_a_run_says(console: Console, clock: Clock) -> None:
         lines.listen({"event": "site-suspected", "site": "b", "quality": 0.7, "others": 0.9})
     assert shown(console) == [
         "phase train.qc",
-        "training the QC model, rounds: 1 of 2",
+        "training: QC model, rounds: 1 of 2",
         "a (score): too late",
         "a (train.qc): out after three failed rounds in a row",
         "there: nobody; missing: a, b; waiting for 30 min at most",

@@ -25,6 +25,7 @@ from fedqc.reports.words import (
     reason_in_words,
     rounds_in_words,
     significant,
+    stage_in_words,
 )
 
 OUTCOMES = ("keep", "review", "drop")
@@ -40,12 +41,6 @@ _FAULTS = {
     "site-out": "out of this phase after three rounds in a row without it",
     "site-suspected": "its references look wrong",
     "site-excused": "takes no part in this phase, no fault of its own",
-}
-_STAGES = {
-    "check-1": "cross-check, first half of the sites",
-    "check-2": "cross-check, second half of the sites",
-    "qc": "QC model",
-    "segmentation": "segmentation model",
 }
 
 
@@ -714,7 +709,7 @@ def training_section(record: RunRecord) -> Section:
         names = _first(dict.fromkeys(site for one in rounds for site in one.get("sites", {})))
         curves.append(
             figures.Curve(
-                title=_STAGES.get(stage, f"segmenter that makes labels, {stage}"),
+                title=stage_in_words(stage),
                 rounds=[one["round"] for one in rounds],
                 loss=[one.get("loss") for one in rounds],
                 sites={

@@ -135,6 +135,18 @@ def kind_in_words(kind: str) -> str:
     return _KINDS.get(kind, kind.replace("-", " "))
 
 
+def stage_in_words(stage: str) -> str:
+    """What a training is for that a run's folder calls `stage`: of a whole model, or of a part of one."""
+    if stage == "segmentation":
+        return "segmentation model"
+    trained, _, part = stage.removeprefix("check-").partition("-")
+    suffix = f", {part}" if part else ""
+    if stage.startswith("check-"):
+        half = {"1": "first", "2": "second"}.get(trained, trained)
+        return f"cross-check, {half} half of the sites{suffix}"
+    return f"QC model{suffix}" if trained == "qc" else f"segmenter that makes labels, {stage}"
+
+
 def spread_rows(sheet: DataSheet) -> Iterator[tuple[str, ...]]:
     """How numbers spread over the cases: what, cases, smallest and its case, median, largest and its case.
 

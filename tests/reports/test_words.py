@@ -15,6 +15,7 @@ from fedqc.reports.words import (
     reason_in_words,
     rounds_in_words,
     significant,
+    stage_in_words,
     with_interval,
 )
 
@@ -68,3 +69,15 @@ from fedqc.reports.words import (
 )
 def test_what_people_read(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_stages() -> None:
+    assert {stage: stage_in_words(stage) for stage in ("qc", "segmentation", "check-1", "check-2")} == {
+        "qc": "QC model",
+        "segmentation": "segmentation model",
+        "check-1": "cross-check, first half of the sites",
+        "check-2": "cross-check, second half of the sites",
+    }
+    assert stage_in_words("qc-segmenter-1-2") == "QC model, segmenter-1-2"
+    assert stage_in_words("check-2-eye") == "cross-check, second half of the sites, eye"
+    assert stage_in_words("snapshots-t1n-1") == "segmenter that makes labels, snapshots-t1n-1"
