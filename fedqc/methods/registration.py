@@ -71,7 +71,7 @@ class Registration:
             resample.SetReferenceImage(fixed)
             resample.SetTransform(transform)
             resample.SetInterpolator(sitk.sitkNearestNeighbor)
-            warped = np.stack([sitk.GetArrayViewFromImage(resample.Execute(label)).T for label in carried])
+            warped = np.stack([sitk.GetArrayFromImage(resample.Execute(label)).T for label in carried])
             truth = torch.from_numpy(np.array(reference.label))
             found = overlap(torch.from_numpy(warped), truth.expand(len(labels), -1, -1, -1), self.regions)
             return found.dsc.numpy(), found.present[0].numpy()
