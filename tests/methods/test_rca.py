@@ -275,7 +275,7 @@ def test_a_region_that_a_label_lacks(
 
 def test_calibration_brings_estimates_to_the_true_quality(task: Task) -> None:
     rng = np.random.default_rng(0)
-    references = [phantom(number, rng.uniform(-2, 2, 3)) for number in range(4)]
+    references = [phantom(number, rng.uniform(-2, 2, 3).tolist()) for number in range(4)]
     method = make(task, references, voxels=500)
     network = method.build(0)
     assert method.stages() == ()
