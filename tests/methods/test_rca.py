@@ -21,7 +21,7 @@ from fedqc.methods.base import RoundPlan
 from fedqc.methods.calibration import MonotoneMap
 from fedqc.methods.neighbours import Neighbours, appearance
 from fedqc.methods.rca import RCAMethod
-from fedqc.methods.registration import Registration
+from fedqc.methods.registration import Registration, register
 from fedqc.metrics.overlap import overlap
 from fedqc.task import Task
 
@@ -76,6 +76,13 @@ def swapped(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.array([0, 2, 1], dtype=np.uint8)[label]
 
 
+def faint(number: int, shift: Sequence[float] = (0, 0, 0)) -> Case:
+    """A phantom that hardly stands out from its noise."""
+    case = phantom(number, shift)
+    noise = np.random.default_rng(number).normal(0, 1, SIZE)
+    return replace(case, image=((case.image / 3 + noise) * (case.image != 0)).astype(np.float32))
+
+
 class Scripted:
     """A comparison that says what it is told to, by reference."""
 
@@ -114,8 +121,8 @@ def test_registration_finds_how_a_phantom_was_moved(task: Task) -> None:
     assert present.all()
 
 
-def test_registration_heeds_the_voxel_size() -> None:
-    """The same phantom on a grid of twice the voxel size along one axis."""
+def test_registration_heeds_the_voxel_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same phantom on a grid of twice the voxel size along one axis lies in the same place."""
     fixed = phantom(0)
     coarse = replace(
         fixed,
@@ -124,6 +131,14 @@ def test_registration_heeds_the_voxel_size() -> None:
         label=fixed.label[::2],
         affine=np.diag([2.0, 1.0, 1.0, 1.0]),
     )
+
+    def at_once(moving: "sitk.Image", to: "sitk.Image", threads: int) -> "sitk.Transform":
+        assert (moving.GetSpacing(), to.GetSpacing()) == ((2, 1, 1), (1, 1, 1))
+        moved = register(moving, to, threads)
+        np.testing.assert_allclose(moved.TransformPoint((12, 11, 10)), (12, 11, 10), atol=0.7)
+        return sitk.Transform(3, sitk.sitkIdentity)
+
+    monkeypatch.setattr("fedqc.methods.registration.register", at_once)
     dsc, _ = Registration([fixed], REGIONS).begin(coarse, [coarse.label])(0)
     assert dsc.min() > 0.85
 
@@ -151,7 +166,7 @@ def test_worse_labels_have_lower_estimates(task: Task, form: Form) -> None:
 
 def test_neighbours_vote_as_by_hand() -> None:
     """All voxels of both cases, and the Gaussian written out."""
-    case, reference = phantom(0), phantom(1, (1, 0, 0))
+    case, reference = faint(0), faint(1, (1, 0, 0))
     ours = Neighbours([reference], REGIONS, voxels=10**5, position=7.0)
     dsc, _ = ours.begin(case, [case.label])(0)
 
@@ -176,16 +191,43 @@ def test_neighbours_vote_as_by_hand() -> None:
     expected = overlap(
         torch.from_numpy(found * near)[None], torch.from_numpy(reference.label)[None], REGIONS
     ).dsc[0]
-    np.testing.assert_allclose(dsc[0], expected, atol=5e-3)  # features are kept in half precision
+    np.testing.assert_allclose(dsc[0], expected, atol=1e-2)  # features are kept in half precision
 
 
-def test_drawn_voxels_stand_for_those_that_are_not() -> None:
-    case, reference = phantom(0), phantom(1, (1, 0, 0))
-    labels = [case.label, np.roll(case.label, 3, axis=0)]
-    whole, drawn = (
-        Neighbours([reference], REGIONS, voxels=voxels).begin(case, labels)(0)[0] for voxels in (10**5, 1500)
-    )
-    np.testing.assert_allclose(drawn, whole, atol=0.08)
+@pytest.fixture
+def lookalikes() -> tuple[Case, Case, NDArray[np.bool_]]:
+    """Two cases with one class each, and half of what is near it."""
+    case, reference = (replace(one, label=np.minimum(one.label, 1)) for one in (phantom(0), phantom(1)))
+    near = (ndimage.grey_dilation(case.label, size=(9, 9, 9)) > case.label) & (case.image[0] != 0)
+    return case, reference, near & (np.random.default_rng(0).random(SIZE) < 0.5)
+
+
+def test_drawn_voxels_of_the_case_stand_for_those_that_are_not(
+    lookalikes: tuple[Case, Case, NDArray[np.bool_]],
+) -> None:
+    """Of what looks like the label most is background, though most of what is drawn is not."""
+    case, reference, others = lookalikes
+    assert np.count_nonzero(others) > 1.5 * np.count_nonzero(case.label)
+
+    def alike(one: Case) -> NDArray[np.float32]:
+        return np.array([(one.label > 0) | others], dtype=np.float32)
+
+    ours = Neighbours([reference], ((1,),), alike, voxels=900, position=0)
+    assert ours.begin(case, [case.label])(0)[0] == 0
+
+
+def test_drawn_voxels_of_a_reference_stand_for_those_that_are_not(
+    lookalikes: tuple[Case, Case, NDArray[np.bool_]],
+) -> None:
+    case, reference, others = lookalikes
+
+    def wrong_in_the_reference(one: Case) -> NDArray[np.float32]:
+        return np.array([(one.label > 0) | (others & (one is reference))], dtype=np.float32)
+
+    ours = Neighbours([reference], ((1,),), wrong_in_the_reference, voxels=900, position=0)
+    n_label, n_found = (np.count_nonzero(one) for one in (reference.label, (reference.label > 0) | others))
+    expected = 2 * n_label / (n_label + n_found)
+    np.testing.assert_allclose(ours.begin(case, [case.label])(0)[0], expected, atol=0.03)
 
 
 def test_other_features_can_take_the_place_of_intensities(task: Task) -> None:
@@ -275,8 +317,8 @@ def test_a_region_that_a_label_lacks(
 
 def test_calibration_brings_estimates_to_the_true_quality(task: Task) -> None:
     rng = np.random.default_rng(0)
-    references = [phantom(number, rng.uniform(-2, 2, 3).tolist()) for number in range(4)]
-    method = make(task, references, voxels=500)
+    references = [phantom(number, rng.uniform(-2, 2, 3).tolist()) for number in range(3)]
+    method = make(task, references, voxels=300)
     network = method.build(0)
     assert method.stages() == ()
     case = phantom(9, (1, 1, 0))
@@ -287,7 +329,7 @@ def test_calibration_brings_estimates_to_the_true_quality(task: Task) -> None:
 
     steps: list[tuple[int, int]] = []
     method.fit(network, references, COMPUTE, rng, lambda *step: steps.append(step))
-    assert steps[-1] == (4, 4)
+    assert steps[-1] == (3, 3)
     after, wrong = method.score(network, [case, replace(case, label=swapped(case.label))], COMPUTE)
     assert (after.case_id, list(after.regions)) == ("case-9", ["front", "back"])
     assert after.quality > before.quality
