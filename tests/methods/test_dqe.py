@@ -113,13 +113,13 @@ def test_learns_what_people_thought(task: Task, cases: list[Case]) -> None:
     known = rated(shown, [5.5, 5.5, 1.5, 1.5])
     method = method_of(task)
     network = method.build(0)
-    result = method.train_round(network, shown, plan(steps=20), CPU, known=known)
-    assert result.samples == 120
+    result = method.train_round(network, shown, plan(steps=10), CPU, known=known)
+    assert result.samples == 60
     assert result.drawn is None
     good, _, bad, _ = (score.stars for score in method.score(network, shown, CPU))
     assert good is not None
     assert bad is not None
-    assert good - bad > 2, (good, bad)
+    assert good - bad > 1, (good, bad)
 
 
 def test_a_round_is_the_same_for_the_same_seed(task: Task, cases: list[Case]) -> None:
