@@ -3,6 +3,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from fedqc import importing
 from fedqc.errors import ModelError
@@ -49,7 +50,7 @@ def test_other_weights_are_not_opened(monkeypatch: pytest.MonkeyPatch, tmp_path:
         import_dqe(tmp_path / "model")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"something else")
-    monkeypatch.setattr(importing.torch, "load", lambda *_, **__: pytest.fail("it was opened"))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was opened"))
     with pytest.raises(
         ModelError, match=r"dqe_weights\.pth: SHA-256 [0-9a-f]{12}\.\.\., expected 6d35ecc74095\.\.\."
     ):
