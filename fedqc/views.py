@@ -306,7 +306,8 @@ def _normalised(image: NDArray[np.float64], look: Look) -> NDArray[np.float32]:
     else:
         low, high = image.min(axis=(1, 2), keepdims=True), image.max(axis=(1, 2), keepdims=True)
     span = high - low
-    return ((image - low) / np.where(span > 0, span, 1)).clip(0, 1).astype(np.float32)
+    scaled: NDArray[np.float32] = ((image - low) / np.where(span > 0, span, 1)).clip(0, 1).astype(np.float32)
+    return scaled
 
 
 def _square(channels: NDArray[np.float32], side: int) -> NDArray[np.float32]:

@@ -38,7 +38,8 @@ from fedqc.methods.dqe import DQEMethod
 from fedqc.metrics.overlap import overlap
 from fedqc.model import StoredModel, load_model, load_weights, save_model
 from fedqc.seeding import generator
-from fedqc_simulations.phantoms import MODALITIES, draw_scanner, make_phantom
+from fedqc_simulations.pathology import TUMOUR
+from fedqc_simulations.phantoms import draw_scanner, make_phantom
 
 CORE, EDEMA, ENHANCING = 1, 2, 3
 CUBE = 20
@@ -67,7 +68,7 @@ def main() -> None:
     begin = time.monotonic()
     method, stricter = _trained(published, options, compute)
     print(f"trained on {options.phantoms} phantoms in {time.monotonic() - begin:.0f} s")
-    images = [_held(next(options.folder.glob(f"*{name}.nii.gz"))) for name in MODALITIES]
+    images = [_held(next(options.folder.glob(f"*{name}.nii.gz"))) for name in TUMOUR.modalities]
     path = options.folder / options.label
     label = read_volume(path)
     rows = []
@@ -161,7 +162,7 @@ def _phantoms(folder: Path, count: int, seed: int) -> Iterator[CaseFiles]:
         rng = generator(seed, "phantom", number)
         phantom = make_phantom(rng, draw_scanner(rng))
         name = f"phantom-{number}"
-        paths = tuple(folder / f"{name}-{modality}.nii.gz" for modality in MODALITIES)
+        paths = tuple(folder / f"{name}-{modality}.nii.gz" for modality in TUMOUR.modalities)
         for path, image in zip(paths, phantom.image, strict=True):
             write_volume(path, image, phantom.affine)
         write_volume(folder / f"{name}.nii.gz", phantom.label, phantom.affine)
