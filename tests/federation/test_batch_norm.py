@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fedqc_server.averaging import Updates, check_update, rule_of
 
 from fedqc.config import AveragingConfig, DQEConfig, QCConfig
 from fedqc.methods.dqe import RATER, DQEMethod
 from fedqc.model import load_weights
 from fedqc.protocol import WEIGHT_DTYPES, Weights
 from fedqc.task import load_task
-from fedqc_server.averaging import Updates, check_update, rule_of
 
 
 def test_running_values_are_averaged_like_weights(tmp_path: Path) -> None:
