@@ -29,7 +29,7 @@ from fedqc.cases.sources import Source
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
-from fedqc.degradation.samples import ALL_KINDS, CHUNK, Degraded, LabelFactory, SamplePool
+from fedqc.degradation.samples import ALL_KINDS, Degraded, LabelFactory, SamplePool
 from fedqc.errors import ConfigError, TrainingError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
 from fedqc.ratings import FEWEST_STARS, MOST_STARS, Rating
@@ -43,7 +43,7 @@ RATER, TEACHER = "rater", "teacher"
 OWN_SETTINGS = TrainSettings(
     learning_rate=1e-3, total_steps=1, optimizer="adamw", schedule="constant", weight_decay=0.01
 )
-DISCOUNT_LABELS = 32
+DISCOUNT_LABELS = 16
 """Degraded labels that the teacher rates in each round to see what it makes of errors."""
 _KEPT_BYTES = 2**29
 """Of views that are kept from one step to the next."""
@@ -242,8 +242,9 @@ class DQEMethod(Method):
                 errors.append(dsc)
                 kept.append(float((mean - FEWEST_STARS) / (whole - FEWEST_STARS).clamp(min=1e-6)))
         discount = _Discount(np.array(errors), np.array(kept))
-        while True:
-            for chunk in pool.chunks(rng, CHUNK):
+        enough = plan.steps * -(-plan.batch_size // len(VIEWS))
+        while True:  # more than once only where labels were empty
+            for chunk in pool.chunks(rng, enough):
                 for case, label, dsc in _each(chunk):
                     views = self._views(replace(cases[case], label=label))
                     if views is None:
