@@ -192,8 +192,6 @@ class DQEMethod(Method):
         """Slices `[C + M, side, side]` that people rated, augmented, with their mean rating; without end."""
         rated = []
         for index, case in enumerate(cases):
-            if not case.label.any() and self.task.empty_label == "error":
-                continue  # there is nothing to lay slices through
             stars = stars_by_view(known.ratings.get(case.id, ()))
             rated += [(index, view, value) for view, value in stars.items()]
         if not rated:
