@@ -8,14 +8,14 @@ one, and the mean of the three is the rating. It learns either
                 an untouched label what the teacher says, of a degraded one less, the further it is from the
                 untouched one (see `_Discount`).
 
-Batch norm: means and variances travel and are averaged like weights. There are no counters of batches, which
-would mean nothing to an average.
+Batch norm: means and variances travel and are averaged like weights; distilling leaves them as the teacher
+has them. There are no counters of batches, which would mean nothing to an average.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -133,6 +133,8 @@ class DQEMethod(Method):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # unused, as running values follow with a fixed momentum
+                if self.is_distilled:
+                    module.__class__ = _FrozenBatchNorm
         head = cast(nn.Linear, network.get_submodule("class_layers.out"))
         nn.init.constant_(head.bias, (FEWEST_STARS + MOST_STARS) / 2)
         return network
@@ -307,6 +309,14 @@ def stars_by_view(ratings: Sequence[Rating]) -> dict[str, float]:
     """The mean of the ratings of each view that has some; a rating of all three counts for each."""
     found = {view: [rating.stars for rating in ratings if rating.view in {view, "all"}] for view in VIEWS}
     return {view: float(np.mean(stars)) for view, stars in found.items() if stars}
+
+
+class _FrozenBatchNorm(nn.BatchNorm2d):
+    """Normalises as the teacher does, whatever a batch holds: few slices of few cases are no statistics."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as it is; its scale and shift are trained all the same."""
+        return super().train(False)
 
 
 class _Discount:

@@ -176,6 +176,12 @@ def test_distilled_from_a_teacher(task: Task, cases: list[Case], monkeypatch: py
     result = method.train_round(network, cases, plan(steps=4), CPU)
     assert result.drawn is not None
     assert {kind for _, kind, _ in result.drawn.chosen} > {"untouched"}
+    assert torch.equal(
+        network.state_dict()["rater.features.norm0.running_mean"], before["features.norm0.running_mean"]
+    )
+    assert not torch.equal(
+        network.state_dict()["rater.features.norm0.weight"], before["features.norm0.weight"]
+    )
     after = network["teacher"].state_dict()
     assert all(torch.equal(before[name], tensor) for name, tensor in after.items())
     own = torch.stack([network["teacher"](views_of_case(case, task, method.look))[:, 0] for case in cases])
