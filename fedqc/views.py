@@ -192,7 +192,7 @@ def assembled(cuts: Sequence[Cut], task: Task, look: Look) -> Tensor:
     n_channels = len(cuts[0].image) + len(members)
     views = np.empty((len(cuts), n_channels, look.side, look.side), dtype=np.float32)
     for view, cut in zip(views, cuts, strict=True):
-        masks = [np.isin(cut.label, classes) for classes in members]
+        masks = np.array([np.isin(cut.label, classes) for classes in members], dtype=np.float32)
         view[:] = _square(np.concatenate([_normalised(cut.image, look), masks]), look.side)
     return torch.from_numpy(views)
 
@@ -299,18 +299,18 @@ def _is_odd(slices: Sequence[NDArray[np.float64]], task: Task) -> bool:
     return bool(seen.max() <= max(task.label_values) and np.isin(seen, task.label_values).all())
 
 
-def _normalised(image: NDArray[np.float64], look: Look) -> NDArray[np.float64]:
+def _normalised(image: NDArray[np.float64], look: Look) -> NDArray[np.float32]:
     """Slices [C, H, W] brought onto [0, 1]; 0 everywhere where all values are the same."""
     if look.normalisation == "percentile":
         low, high = np.percentile(image, PERCENTILES)
     else:
         low, high = image.min(axis=(1, 2), keepdims=True), image.max(axis=(1, 2), keepdims=True)
     span = high - low
-    scaled: NDArray[np.float64] = ((image - low) / np.where(span > 0, span, 1)).clip(0, 1)
+    scaled: NDArray[np.float32] = ((image - low) / np.where(span > 0, span, 1)).clip(0, 1).astype(np.float32)
     return scaled
 
 
-def _square(channels: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+def _square(channels: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """Channels [C, H, W] padded or cropped to [C, side, side]."""
     missing = [max(0, side - have) for have in channels.shape[1:]]
     padded = np.pad(channels, [(0, 0), *((n // 2, n - n // 2) for n in missing)], mode="minimum")

@@ -1,12 +1,14 @@
 import math
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from fedqc.compute import Compute
-from fedqc.errors import TrainingError
+from fedqc.errors import ConfigError, TrainingError
 from fedqc.training import TrainSettings, train
 
 FP32 = Compute(torch.device("cpu"), torch.float32)
@@ -215,3 +217,35 @@ def test_numbers_below_the_least_exponent_are_zero_in_training_only() -> None:
     train(Weight(), [1.0, 1.0], losses, constant_settings(), FP32)
     assert seen == [0, 0]
     assert torch.count_nonzero(tiny * 1.0).item() == 8
+
+
+def test_sgd_with_the_published_momentum() -> None:
+    network = Weight(1.0)
+    settings = constant_settings(clip_norm=100.0)
+    train(network, [1.0, 1.0], slope, replace(settings, optimizer="sgd"), FP32)
+    # Steps of 0.1 and of 0.1 + 0.95 * 0.1 along a slope of 1.
+    assert network.w.item() == pytest.approx(1 - 0.1 - 0.195)
+
+
+def test_ranger21_learns_a_line() -> None:
+    pytest.importorskip("pytorch_optimizer")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+    x = torch.randn(64, 3)
+    target = x.sum(dim=1, keepdim=True)
+
+    def losses(network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+        return {"mse": nn.functional.mse_loss(network(batch), target)}
+
+    before = losses(network, x)["mse"].item()
+    settings = TrainSettings(learning_rate=0.02, total_steps=150, optimizer="ranger21", weight_decay=1e-4)
+    train(network, [x] * 150, losses, settings, FP32)
+    assert losses(network, x)["mse"].item() < before / 3
+
+
+def test_ranger21_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(
+        ConfigError, match=r"'ranger21' needs the package pytorch-optimizer; .*'fedqc\[dqe\]'"
+    ):
+        train(nn.Linear(1, 1), [], slope, TrainSettings(0.1, 1, optimizer="ranger21"), FP32)

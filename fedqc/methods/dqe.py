@@ -8,14 +8,14 @@ one, and the mean of the three is the rating. It learns either
                 an untouched label what the teacher says, of a degraded one less, the further it is from the
                 untouched one (see `_Discount`).
 
-Batch norm: means and variances travel and are averaged like weights. There are no counters of batches, which
-would mean nothing to an average.
+Batch norm: means and variances travel and are averaged like weights; distilling leaves them as the teacher
+has them. There are no counters of batches, which would mean nothing to an average.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from fedqc.cases.sources import Source
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
-from fedqc.degradation.samples import ALL_KINDS, CHUNK, Degraded, LabelFactory, SamplePool
+from fedqc.degradation.samples import ALL_KINDS, Degraded, LabelFactory, SamplePool
 from fedqc.errors import ConfigError, TrainingError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
 from fedqc.ratings import FEWEST_STARS, MOST_STARS, Rating
@@ -43,7 +43,7 @@ RATER, TEACHER = "rater", "teacher"
 OWN_SETTINGS = TrainSettings(
     learning_rate=1e-3, total_steps=1, optimizer="adamw", schedule="constant", weight_decay=0.01
 )
-DISCOUNT_LABELS = 32
+DISCOUNT_LABELS = 16
 """Degraded labels that the teacher rates in each round to see what it makes of errors."""
 _KEPT_BYTES = 2**29
 """Of views that are kept from one step to the next."""
@@ -133,6 +133,8 @@ class DQEMethod(Method):
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # unused, as running values follow with a fixed momentum
+                if self.is_distilled:
+                    module.__class__ = _FrozenBatchNorm
         head = cast(nn.Linear, network.get_submodule("class_layers.out"))
         nn.init.constant_(head.bias, (FEWEST_STARS + MOST_STARS) / 2)
         return network
@@ -192,8 +194,6 @@ class DQEMethod(Method):
         """Slices `[C + M, side, side]` that people rated, augmented, with their mean rating; without end."""
         rated = []
         for index, case in enumerate(cases):
-            if not case.label.any() and self.task.empty_label == "error":
-                continue  # there is nothing to lay slices through
             stars = stars_by_view(known.ratings.get(case.id, ()))
             rated += [(index, view, value) for view, value in stars.items()]
         if not rated:
@@ -242,8 +242,9 @@ class DQEMethod(Method):
                 errors.append(dsc)
                 kept.append(float((mean - FEWEST_STARS) / (whole - FEWEST_STARS).clamp(min=1e-6)))
         discount = _Discount(np.array(errors), np.array(kept))
-        while True:
-            for chunk in pool.chunks(rng, CHUNK):
+        enough = plan.steps * -(-plan.batch_size // len(VIEWS))
+        while True:  # more than once only where labels were empty
+            for chunk in pool.chunks(rng, enough):
                 for case, label, dsc in _each(chunk):
                     views = self._views(replace(cases[case], label=label))
                     if views is None:
@@ -288,8 +289,10 @@ class DQEMethod(Method):
 
     @staticmethod
     def _ready(network: nn.Module, compute: Compute) -> nn.Module:
-        rater = compute.place(part_of(network, RATER)).eval()
-        _mend(rater)
+        rater = part_of(network, RATER)
+        if rater.training or next(rater.parameters()).device != compute.device:
+            rater = compute.place(rater).eval()  # looking through its 500 modules takes 20 ms
+            _mend(rater)
         return rater
 
     @staticmethod
@@ -306,6 +309,14 @@ def stars_by_view(ratings: Sequence[Rating]) -> dict[str, float]:
     """The mean of the ratings of each view that has some; a rating of all three counts for each."""
     found = {view: [rating.stars for rating in ratings if rating.view in {view, "all"}] for view in VIEWS}
     return {view: float(np.mean(stars)) for view, stars in found.items() if stars}
+
+
+class _FrozenBatchNorm(nn.BatchNorm2d):
+    """Normalises as the teacher does, whatever a batch holds: few slices of few cases are no statistics."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay as it is; its scale and shift are trained all the same."""
+        return super().train(False)
 
 
 class _Discount:
