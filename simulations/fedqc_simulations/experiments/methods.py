@@ -163,9 +163,7 @@ Points = dict[str, dict[str, tuple[float | None, float | None]]]
 """By consortium and method: AUROC of finding failures, and mean absolute error."""
 
 
-def compare(
-    workshop: Workshop, compared: Sequence[Entry], title: str = TITLE
-) -> tuple[list[Table], Points]:
+def compare(workshop: Workshop, compared: Sequence[Entry], title: str = TITLE) -> tuple[list[Table], Points]:
     """One table for each consortium, and what is drawn of them."""
     compared = [_over(entry, workshop.settings.rounds) for entry in compared]
     for noise in NOISES:

@@ -1,8 +1,8 @@
 """What segmenters of five folds predict for cases that they never saw, and the maps that go with it.
 
-In each fold an MC-dropout U-Net and a reconstruction U-Net learn from the other four folds' patients (Williams
-et al.). Of each case of the fold is kept: the mean prediction of all passes, with its true DSC; the entropy of
-that mean; and what the reconstruction gives back minus what is there, the predicted structures cut out.
+In each fold an MC-dropout U-Net and a reconstruction U-Net learn from the patients of the other four (as in
+Williams et al.). Kept of each case of the fold are the mean prediction of all passes with its true DSC, the entropy of
+that mean, and what the reconstruction gives back minus what is there, with the predicted structures cut out.
 
 OUT/
 ├── models/fold-K/PART.safetensors   the two networks of each fold
@@ -26,7 +26,6 @@ from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.config import QCConfig
-from fedqc.errors import DataError
 from fedqc.files import replacing
 from fedqc.label_sources.folds import folds_of
 from fedqc.label_sources.store import LabelStore
@@ -59,7 +58,7 @@ class OneOfAFold(CrossFitted):
     def stages(self) -> tuple[Stage, ...]:
         """The one's, on whatever cases it is given."""
         config = self.config
-        one = Stage(self.kind, config.rounds, config.local_steps, config.batch_size, self.kind)
+        one = Stage(self.kind, config.rounds, config.local_steps, config.batch_size, part=self.kind)
         return (one,)
 
 
@@ -85,18 +84,10 @@ class Predictions:
 
     Args:
         workshop: Whose cases they are.
-
-    Raises:
-        DataError: there are fewer patients than folds.
     """
 
     def __init__(self, workshop: Workshop) -> None:
         patients = {files.patient for files in workshop.cases}
-        if len(patients) < FOLDS:
-            raise DataError(
-                f"{workshop.settings.data or workshop.out}: {len(patients)} patients can be used, and five "
-                "folds take five at least; use a larger data set"
-            )
         self._fold_of = folds_of(patients, workshop.seed, FOLDS)
         self.labels = LabelStore(workshop.labels, SOURCE, {"seed": workshop.seed})
         self._maps = workshop.out / "cache" / "maps"
@@ -191,9 +182,7 @@ def make_predictions(workshop: Workshop, qc: QCConfig) -> Predictions:
     return predictions
 
 
-def _trained(
-    workshop: Workshop, method: FoldNetworks, fold: int, training: Sequence[CaseFiles]
-) -> nn.Module:
+def _trained(workshop: Workshop, method: FoldNetworks, fold: int, training: Sequence[CaseFiles]) -> nn.Module:
     """The networks of a fold; each is kept as soon as it is trained."""
     name = f"fold-{fold + 1}"
     seed = derive_seed(workshop.seed, name)
