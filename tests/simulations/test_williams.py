@@ -1,11 +1,13 @@
 """The table of Williams et al.: its figures by hand, its folds, and all of it on a dozen small cases."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -18,13 +20,15 @@ from rich.console import Console
 from sklearn.metrics import precision_score, recall_score
 from torch import nn
 
+import fedqc
+from fedqc.alone import Job, train_and_fit
 from fedqc.cases.cached import CachedCases
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import ComputeConfig, QCConfig, SegmenterConfig
 from fedqc.display import Display
 from fedqc.errors import ConfigError, DataError
-from fedqc.methods.base import RoundPlan, RoundResult
+from fedqc.methods.base import Known, RoundPlan, RoundResult, get_method
 from fedqc.metrics.overlap import overlap
 from fedqc.task import load_task
 from tests.federation.runs import write_site, write_task
@@ -354,3 +358,47 @@ def test_without_data_phantoms_are_drawn_once(
     with pytest.raises(ConfigError, match="task 'wmh' needs a data set"):
         open_workshop("williams", replace(settings, task="wmh"), tmp_path / "new", display, 5)
     assert not (tmp_path / "new").exists()
+
+
+# ------------------------------------------------------------------------------------- two real MS cases
+
+
+@pytest.mark.real_data
+def test_real_lesions_from_end_to_end(real_data: Path, tmp_path: Path, display: Display) -> None:
+    """Trained on eight phantoms for a few steps, tried on two cases: that it runs, and nothing else.
+
+    No folds are made of two cases, and no figure of them means anything.
+    """
+    compute = ComputeConfig(device="cpu", precision="fp32")
+    settings = Settings(None, None, "phantom-lesions", seed=0, quick=True, sites=0, compute=compute)
+    workshop = open_workshop("williams", settings, tmp_path / "out", display, 8)
+    qc = QCConfig(
+        rounds=1,
+        local_steps=4,
+        batch_size=2,
+        segmenter=SegmenterConfig(rounds=2, local_steps=8, channels=(4, 8, 16), passes=3),
+        reconstruction=williams.config(workshop.task, True).reconstruction,
+    )
+    for name in ("expected-dice", "dice-regression", "uncertainty-sum", "error-sum"):
+        of_method = qc.model_copy(update={"method": name})
+        method, folder = get_method(name)(workshop.task, of_method), tmp_path / name
+        cases, job = workshop.opened(workshop.cases), Job(workshop.task, of_method, seed=0)
+        train_and_fit(job, method, cases, Known(), folder, compute=workshop.compute, display=display)
+        model = fedqc.load_model(folder, device="cpu", precision="fp32")
+        for patient in ("patient07", "patient19"):
+            place = real_data / "open_ms_data" / patient
+            image = {"T1": place / "t1.nii.gz", "FLAIR": place / "flair.nii.gz"}
+            found = model.score(image, place / "lesions.nii.gz")
+            lesions = nibabel.load(place / "lesions.nii.gz")
+            shifted = np.roll(np.asarray(lesions.dataobj), 30, axis=1)
+            nibabel.save(nibabel.Nifti1Image(shifted, lesions.affine), tmp_path / "shifted.nii.gz")
+            moved = model.score(image, tmp_path / "shifted.nii.gz")
+            sys.stdout.write(f"{name}, {patient}: {found.quality:.4f}; moved by 30 mm: {moved.quality:.4f}\n")
+            for score in (found, moved):
+                assert 0 <= score.quality <= 1
+                assert set(score.regions) == {"lesion"}
+            if method.judges == "prediction":  # blind for any label, which is why curation refuses it
+                assert found.quality == moved.quality
+            elif found.error_map is not None:
+                assert found.error_map.shape == lesions.shape
+                assert not np.array_equal(found.error_map, moved.error_map)

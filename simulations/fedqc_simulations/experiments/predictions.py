@@ -1,8 +1,9 @@
 """What segmenters of five folds predict for cases that they never saw, and the maps that go with it.
 
 In each fold an MC-dropout U-Net and a reconstruction U-Net learn from the patients of the other four (as in
-Williams et al.). Kept of each case of the fold are the mean prediction of all passes with its true DSC, the entropy of
-that mean, and what the reconstruction gives back minus what is there, with the predicted structures cut out.
+Williams et al.). Kept of each case of the fold are the mean prediction of all passes with its true DSC, the
+entropy of that mean, and what the reconstruction gives back minus what is there, with the predicted
+structures cut out.
 
 OUT/
 ├── models/fold-K/PART.safetensors   the two networks of each fold
