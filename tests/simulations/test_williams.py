@@ -136,7 +136,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
         return qc.model_copy(update={"network": qc.network.model_copy(update={"width": 4})})
 
     def few(*settings: Any) -> tuple[methods.Entry, ...]:
-        chosen = [one for one in entries(*settings) if one.name in {"expected-dice", "dice-regression-error"}]
+        chosen = [one for one in entries(*settings) if one.name == "dice-regression-error"]
         return tuple(methods.Entry(one.name, one.title, one.qc.model_copy(update=small)) for one in chosen)
 
     monkeypatch.setattr(williams, "config", config)
@@ -176,7 +176,7 @@ def test_all_of_it_and_once_more(
     before = {row[4] for row in own["rows"]}
     assert len(before) == 1  # the same predictions in every row
     for table in (mixed, systematic):
-        assert [row[0] for row in table["rows"]] == ["Expected DSC", "Regression on error"]
+        assert [row[0] for row in table["rows"]] == ["Regression on error"]
         assert table["title"].startswith(williams.ON_ANNOTATIONS)
     assert {path.name for path in out.glob("*.png")} == {"predictions.png", "maps.png", "annotations.png"}
     rows = [
