@@ -16,7 +16,7 @@ def augment(rng: np.random.Generator, image: Tensor, *labels: Tensor) -> tuple[T
     Args:
         rng: Draws everything, in one order whatever the device.
         image: `[N, C, X, Y, Z]` float32, z-scored, 0 outside the body.
-        labels: Each `[N, X, Y, Z]` uint8; nearest neighbour.
+        labels: Each `[N, X, Y, Z]`, class indices or any map that only moves; nearest neighbour.
 
     Returns:
         New image and labels, same shapes and types.
@@ -26,9 +26,10 @@ def augment(rng: np.random.Generator, image: Tensor, *labels: Tensor) -> tuple[T
     shape = image.shape[2:]
     grid = sampling_grid(source_positions(matrices, unmoved, shape), shape)
     moved = F.grid_sample(image, grid, mode="bilinear", align_corners=False)
-    stacked = torch.stack(labels, dim=1).float()
-    moved_labels = F.grid_sample(stacked, grid, mode="nearest", align_corners=False).to(labels[0].dtype)
-    return _intensities(rng, moved), *moved_labels.unbind(dim=1)
+    stacked = torch.stack([label.float() for label in labels], dim=1)
+    moved_labels = F.grid_sample(stacked, grid, mode="nearest", align_corners=False).unbind(dim=1)
+    kept = (after.to(before.dtype) for after, before in zip(moved_labels, labels, strict=True))
+    return _intensities(rng, moved), *kept
 
 
 def _matrix(rng: np.random.Generator) -> Tensor:

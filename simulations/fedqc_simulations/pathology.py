@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fedqc.errors import ConfigError
+from fedqc.task import Task, load_task
 from fedqc_simulations.levels import Grid, Volume, ellipsoid, smooth_field
 
 _FEWEST_VOXELS = 24
@@ -186,3 +188,17 @@ WHITE_MATTER_LESIONS = Kind(
 )
 KINDS = {kind.task: kind for kind in (TUMOUR, WHITE_MATTER_LESIONS)}
 """By the name of their task."""
+
+
+def kind_for(task: Task) -> Kind:
+    """The phantoms that are drawn for a task where no data set is named.
+
+    Raises:
+        ConfigError: there are none for it.
+    """
+    if task.name not in KINDS or task != load_task(task.name):
+        raise ConfigError(
+            f"--data is missing; task {task.name!r} needs a data set, "
+            f"only tasks {' and '.join(map(repr, KINDS))} are drawn"
+        )
+    return KINDS[task.name]

@@ -49,7 +49,7 @@ from fedqc_simulations.evaluation import (
     read_judged,
 )
 from fedqc_simulations.noise import Noise
-from fedqc_simulations.pathology import KINDS
+from fedqc_simulations.pathology import kind_for
 from fedqc_simulations.phantoms import site_of, write_phantoms
 from fedqc_simulations.ray_engine import check_ray, run_ray
 from fedqc_simulations.report import write_pooled_report, write_simulation_report
@@ -169,11 +169,8 @@ def _check(settings: Settings, out: Path) -> None:
     if len(set(settings.seeds)) < len(settings.seeds):
         raise ConfigError(f"--seeds {','.join(map(str, settings.seeds))}: name each seed once")
     task = load_task(config.task)
-    if settings.data is None and (task.name not in KINDS or task != load_task(task.name)):
-        raise ConfigError(
-            f"--data is missing; task {task.name!r} needs a data set, "
-            f"only tasks {' and '.join(map(repr, KINDS))} are drawn"
-        )
+    if settings.data is None:
+        kind_for(task)
     if settings.data is not None and out.resolve().is_relative_to(settings.data.resolve()):
         raise ConfigError(
             f"{out}: lies inside the data folder {settings.data}, which is only read; name another folder"
@@ -255,7 +252,7 @@ def _build(settings: Settings, task: Task, run: Seed, observer: Observer) -> Non
             PHANTOMS_PER_SITE,
             seed=run.seed,
             progress=observer.progress,
-            kind=KINDS[task.name],
+            kind=kind_for(task),
         )
     checked = check_cases(
         find_cases(data, task, layout),

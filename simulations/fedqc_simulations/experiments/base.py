@@ -2,6 +2,7 @@
 
 OUT/
 ├── settings.json      what is reproduced, on what: other settings need another folder
+├── phantoms/          the data, where no others are named
 ├── cache/             preprocessed cases, and labels of known quality
 ├── models/ROW/        the model of each row
 ├── rows/ROW.jsonl     every label that a row was tried on: the truth, and what the model said
@@ -14,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fedqc import __version__
 from fedqc.alone import Job, train_and_fit
@@ -34,13 +36,17 @@ from fedqc.errors import ConfigError, DataError
 from fedqc.files import replacing, write_json
 from fedqc.label_sources.making import make_stored_labels, stored_labels
 from fedqc.label_sources.store import LabelStore, StoredLabel
-from fedqc.methods.base import Known, get_method
+from fedqc.methods.base import Known, Method, get_method
 from fedqc.metrics.overlap import overlap
 from fedqc.model import StoredModel, load_model
 from fedqc.scoring import judge
 from fedqc.seeding import derive_seed
 from fedqc.task import Task, load_task
+from fedqc_simulations.pathology import kind_for
+from fedqc_simulations.phantoms import write_phantoms
 
+PHANTOMS, PHANTOM_SITES = 120, 4
+"""Phantoms that are drawn, unless a reproduction takes fewer cases, and the scanners that they come from."""
 ERROR_FROM = 0.5
 """Probability from which the error map says that a voxel is wrong."""
 
@@ -49,7 +55,8 @@ ERROR_FROM = 0.5
 class Settings:
     """What a reproduction is made on."""
 
-    data: Path
+    data: Path | None
+    """Folder of the data set, which is only read; None: phantoms, of the kind that the task is for."""
     layout: str | None
     task: str
     seed: int
@@ -111,15 +118,26 @@ def open_workshop(
         at_most: so many cases, by patient; None: all.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or no phantoms are drawn for the task.
         DataError: there is no such data folder, or no case can be used.
     """
     task = load_task(settings.task)
-    if not settings.data.exists():  # asked before the folder is bound to these data
+    kind = kind_for(task) if settings.data is None else None  # asked before the folder is bound to the data
+    if settings.data is not None and not settings.data.exists():
         raise DataError(f"{settings.data}: there is no such folder; correct the path of the data")
     _begin(name, settings, task, out)
+    data = settings.data or out / "phantoms"
+    if kind is not None and not (data / "dataset.json").is_file():  # which is written last
+        write_phantoms(
+            data,
+            PHANTOM_SITES,
+            -(-(at_most or PHANTOMS) // PHANTOM_SITES),
+            seed=settings.seed,
+            progress=display.progress,
+            kind=kind,
+        )
     site = SiteConfig(
-        name="reproduction", task=settings.task, data=DataConfig(path=settings.data, layout=settings.layout)
+        name="reproduction", task=settings.task, data=DataConfig(path=data, layout=settings.layout)
     )
     checked = checked_cases(site, task, memory=out / "cache" / "checks", display=display).checked
     usable = sorted(checked.usable, key=lambda one: derive_seed(settings.seed, "order", one.patient, one.id))
@@ -137,7 +155,7 @@ def _begin(name: str, settings: Settings, task: Task, out: Path) -> None:
     values = {
         "reproduces": name,
         "fedqc": __version__,
-        "data": str(settings.data),
+        "data": None if settings.data is None else str(settings.data),
         "layout": settings.layout,
         "task": task.digest,
         "seed": settings.seed,
@@ -298,10 +316,22 @@ class Judged:
     """`dsc`, `accuracy`, `precision` and `recall` of the error map; None where there is nothing to find."""
 
 
+class Judge(Protocol):
+    """A trained model, stored or not."""
+
+    @property
+    def method(self) -> Method:
+        """How it scores."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What it learned."""
+
+
 def tried(
     workshop: Workshop,
     name: str,
-    model: Callable[[], StoredModel],
+    model: Callable[[], Judge],
     labels: TestLabels,
     samples: Sequence[Sample],
 ) -> list[Judged]:
@@ -319,7 +349,7 @@ def tried(
 
 
 def _judged(
-    workshop: Workshop, model: StoredModel, labels: TestLabels, samples: Sequence[Sample], name: str
+    workshop: Workshop, model: Judge, labels: TestLabels, samples: Sequence[Sample], name: str
 ) -> Iterator[Judged]:
     pending: list[Sample] = list(reversed(samples))
     spoiled = (labels.spoiled(sample)[0] for sample in samples)

@@ -1,6 +1,8 @@
 """Figures of the reproductions, as PNG."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.style
@@ -31,6 +33,82 @@ def draw_scatter(path: Path, title: str, judged: Sequence[Judged]) -> None:
             title=f"{title} (n = {len(judged)})",
             aspect="equal",
         )
+        figure.savefig(path, dpi=150)
+
+
+def draw_filter(path: Path, rows: Mapping[str, Sequence[Judged]], threshold: float) -> None:
+    """Predicted against true DSC of several ways, with what is sorted out (Williams et al., Fig. 3).
+
+    Args:
+        path: of the PNG.
+        rows: what each way said, by its title.
+        threshold: DSC below which a label is a failure, and is sorted out where it is predicted.
+    """
+    with matplotlib.style.context(STYLE):
+        columns = min(3, len(rows))
+        height = math.ceil(len(rows) / columns)
+        figure = Figure(figsize=(3.0 * columns, 3.2 * height), layout="constrained")
+        panels = figure.subplots(height, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes, (title, judged) in zip(panels, rows.items(), strict=False):
+            true, predicted = (
+                np.array([getattr(one, name) for one in judged]) for name in ("true", "predicted")
+            )
+            axes.axhspan(-0.02, threshold, color=GREY, alpha=0.15, linewidth=0)
+            axes.axvline(threshold, color=GREY, linewidth=1, linestyle="--")
+            axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
+            for failed, color, label in ((False, BLUE, "good"), (True, ORANGE, "failure")):
+                some = (true < threshold) == failed
+                axes.scatter(
+                    true[some], predicted[some], s=11, color=color, alpha=0.6, linewidths=0, label=label
+                )
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title, aspect="equal")
+            axes.xaxis.set_tick_params(labelbottom=True)
+        for axes in panels[len(rows) :]:
+            axes.set_axis_off()
+        for axes in panels[: len(rows)]:
+            axes.set_xlabel("true DSC")
+        for axes in panels[::columns]:
+            axes.set_ylabel("predicted DSC")
+        panels[0].legend(frameon=False, loc="upper left", handletextpad=0.2)
+        figure.suptitle(f"n = {len(next(iter(rows.values())))}; shaded: left for review", fontsize=10)
+        figure.savefig(path, dpi=150)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A slice of a case, and what was predicted there; all `[X, Y]`."""
+
+    true: float
+    """DSC of the prediction in the whole case."""
+    image: NDArray[np.floating]
+    reference: NDArray[np.bool_]
+    prediction: NDArray[np.bool_]
+    uncertainty: NDArray[np.floating]
+    error: NDArray[np.floating]
+
+
+def draw_maps(path: Path, examples: Sequence[Example]) -> None:
+    """Predictions with their uncertainty and error maps (Williams et al., Fig. 2)."""
+    greatest = max(float(np.abs(one.error).max()) for one in examples) or 1.0
+    most = max(float(one.uncertainty.max()) for one in examples) or 1.0
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(7.2, 2.5 * len(examples)), layout="constrained")
+        panels = figure.subplots(len(examples), 3, squeeze=False)
+        for row, one in zip(panels, examples, strict=True):
+            row[0].imshow(one.image.T, origin="lower", cmap="gray")
+            for mask, color in ((one.reference, ORANGE), (one.prediction, BLUE)):
+                if mask.any():
+                    row[0].contour(mask.T, levels=[0.5], colors=[color], linewidths=1)
+            doubt = row[1].imshow(one.uncertainty.T, origin="lower", cmap="magma", vmin=0, vmax=most)
+            error = row[2].imshow(one.error.T, origin="lower", cmap="RdBu", vmin=-greatest, vmax=greatest)
+            row[0].set_ylabel(f"true DSC {one.true:.2f}")
+            for axes in row:
+                axes.set(xticks=[], yticks=[])
+        titles = ("reference (orange), prediction (blue)", "uncertainty", "error")
+        for axes, title in zip(panels[0], titles, strict=True):
+            axes.set_title(title, fontsize=10)
+        figure.colorbar(doubt, ax=panels[:, 1], shrink=0.6, location="bottom")
+        figure.colorbar(error, ax=panels[:, 2], shrink=0.6, location="bottom")
         figure.savefig(path, dpi=150)
 
 
