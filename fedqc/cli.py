@@ -281,11 +281,16 @@ def simulate(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="qcresunet, voxresnet or robinson.")],
+    name: Annotated[str, typer.Argument(help="qcresunet, voxresnet, robinson, methods or dqe.")],
     *,
-    data: Annotated[Path, typer.Option(help="Folder of the data set; it is only read.")],
     task: Annotated[str, typer.Option(help="A built-in task, or the path of a task's .toml.")],
     out: Annotated[Path, typer.Option(help="Folder for the table; one that was cut off goes on.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the data set; it is only read. Left out: phantoms, if the task has some."
+        ),
+    ] = None,
     layout: Annotated[
         str | None, typer.Option(help="As the data are laid out; detected where left out.")
     ] = None,
@@ -307,7 +312,8 @@ def reproduce(
     """Make a paper's table again on a data set: table.md, table.json and figures.
 
     qcresunet: Qiu et al. 2023, Table 1. voxresnet: Zhang & Chung 2019, Table 1. robinson: Robinson et al.
-    2018, Table 1, experiment 1.
+    2018, Table 1, experiment 1. methods: all methods on spoiled annotations. dqe: Kofler et al. 2022, Table 1
+    and the external evaluation, on ratings by simulated raters.
     """
     from rich.console import Console
     from rich.markdown import Markdown
@@ -321,7 +327,8 @@ def reproduce(
     compute = parse({"device": device, "precision": precision}, ComputeConfig, source="options")
     if sites == 1:
         raise ConfigError("--sites 1: a federation has two sites at least; leave it out, or name more")
-    refuse_inside(out, data)
+    if data is not None:
+        refuse_inside(out, data)
     begin = time.monotonic()
     with Display(console) as display:
         import torch
@@ -331,7 +338,7 @@ def reproduce(
         if threads is not None:
             torch.set_num_threads(threads)
         task = str(Path(task).expanduser().resolve()) if task.endswith(".toml") else task
-        settings = Settings(data.resolve(), layout, task, seed, quick, sites, compute, rounds)
+        settings = Settings(data and data.resolve(), layout, task, seed, quick, sites, compute, rounds)
         table = run(name, settings, out.resolve(), display)
     console.print(Markdown(table.read_text(encoding="utf-8")))
     minutes = (time.monotonic() - begin) / 60
