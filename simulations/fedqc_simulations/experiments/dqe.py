@@ -2,13 +2,14 @@
 
 The ratings of the paper are not public. Here raters are simulated whose bias and noise are known
 (`fedqc_simulations.raters`): five of them rate every label in the axial, the coronal and the sagittal view,
-with whole stars, and a fifth of them again. A case has five labels, its own and four degraded ones of as many
-kinds as possible, chosen so that all stars occur. So a prediction can be held against the mean rater, as in
+with whole stars, and a fifth of them again. A case has five labels, its own and four with errors that people
+make, chosen so that all stars occur. So a prediction can be held against the mean rater, as in
 the paper, and also against the stars that a label deserves, which no rater's noise is in. Raters look at the
 slices where the reference is largest (`view_qualities`), the network at those through the label's core.
 
 A half of the patients is learned from, a quarter is the internal test. The last quarter is the external one:
-its labels are made by random forests, which no rated label was.
+its labels are made by random forests, and by SegGen's deformations, which no rated label was; equally many of
+each tenth of DSC are taken.
 
 OUT/
 ├── rated/PART/     labels/, ratings.csv as a site has it, and labels.json: what each label is and deserves
@@ -28,8 +29,10 @@ from numpy.typing import NDArray
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case, write_volume
 from fedqc.config import DQEConfig, QCConfig, SamplesConfig, SourcesConfig
+from fedqc.degradation.annotator import ANNOTATOR_KINDS
 from fedqc.degradation.base import Untouched
-from fedqc.degradation.samples import ALL_KINDS, LabelFactory
+from fedqc.degradation.samples import LabelFactory
+from fedqc.degradation.seggen import SegGen
 from fedqc.files import write_json
 from fedqc.label_sources.making import FOREST, label_store
 from fedqc.methods.dqe import stars_by_view
@@ -44,9 +47,11 @@ from fedqc.views import VIEWS
 from fedqc_simulations.consortium import as_file, fitted_to, read_label
 from fedqc_simulations.experiments.base import (
     Row,
+    Sample,
     Table,
     TestLabels,
     Workshop,
+    evenly,
     kept,
     make_labels,
     n_parameters,
@@ -55,6 +60,7 @@ from fedqc_simulations.experiments.base import (
 )
 from fedqc_simulations.experiments.figures import draw_agreement, draw_stars
 from fedqc_simulations.experiments.measures import Estimate, estimate
+from fedqc_simulations.experiments.qcresunet import deformed
 from fedqc_simulations.raters import draw_raters, rate, stars_of, view_qualities, write_ratings
 
 NAME = "dqe"
@@ -66,6 +72,8 @@ AGAIN = 0.2
 """Share of the ratings that are given twice."""
 LABELS_A_CASE = 5
 """Rated labels of each case, its own among them."""
+SEGGEN_A_CASE = 8
+"""SegGen labels of each case of the external evaluation."""
 TRIES = 2
 """Labels of each kind of error that are made of a case, to choose from."""
 MEAN = "mean"
@@ -129,15 +137,12 @@ def reproduce(workshop: Workshop) -> None:
         rated_labels(workshop, part, files) for part, files in (("training", training), ("test", test))
     )
     variants = [row.over(workshop.settings.rounds) for row in rows(workshop.settings.quick)]
-    source = forests(workshop.settings.quick)
-    make_labels(workshop, workshop.opened(external), source)
-    store = label_store(workshop.labels, FOREST, workshop.task, source.sources, workshop.seed)
-    made = TestLabels(workshop.opened(external), {FOREST: store})
+    others = external_labels(workshop, external)
     inside: dict[str, list[Rated]] = {}
     outside: dict[str, list[Measured]] = {}
     for row in variants:
         model = cache(partial(trained, workshop, row, learned.files, learned.ratings))
-        inside[row.name], outside[row.name] = _tried(workshop, row, model, seen, made)
+        inside[row.name], outside[row.name] = _tried(workshop, row, model, seen, others)
     best = min(variants, key=lambda row: _error(inside[row.name]))
     _draw(workshop, best, inside[best.name], outside[best.name])
     write_tables(
@@ -148,9 +153,31 @@ def reproduce(workshop: Workshop) -> None:
             _rater_table(workshop, seen, inside[best.name]),
             _limits_table(best, inside[best.name]),
             _external_table(workshop, variants, outside),
+            _source_table(others),
             _star_table({"training": learned, "test": seen}),
         ],
     )
+
+
+@dataclass(frozen=True)
+class External:
+    """Labels that nobody rated."""
+
+    labels: TestLabels
+    samples: tuple[Sample, ...]
+    """Those that are taken."""
+
+
+def external_labels(workshop: Workshop, cases: Sequence[CaseFiles]) -> External:
+    """Labels that no person made: of forests that did not see the patient, and SegGen's."""
+    source = forests(workshop.settings.quick)
+    make_labels(workshop, workshop.opened(cases), source)
+    forest = label_store(workshop.labels, FOREST, workshop.task, source.sources, workshop.seed)
+    stores = {FOREST: forest, SegGen.kind: deformed(workshop, cases, SEGGEN_A_CASE)}
+    labels = TestLabels(workshop.opened(cases), stores)
+    dsc = np.array([one.known.mean for one in labels.samples])
+    chosen = evenly(dsc, generator(workshop.seed, "balance"))
+    return External(labels, tuple(labels.samples[index] for index in chosen))
 
 
 # ---------------------------------------------------------------------------------------------- rated labels
@@ -240,7 +267,7 @@ def _of_all_stars(
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The label itself, and for each equal part of the scale the degraded label that is nearest to it."""
     yield Untouched.kind, right
-    factory = LabelFactory([right, donor], regions, [kind for kind in ALL_KINDS if kind != Untouched.kind])
+    factory = LabelFactory([right, donor], regions, ANNOTATOR_KINDS)
     drawn = [factory.draw(rng, 0, kind) for kind in factory.kinds for _ in range(TRIES)]
     made = factory.make([recipe for recipe in drawn if recipe is not None])
     stars = np.array([stars_of(dsc) for dsc in made.mean.tolist()])
@@ -292,7 +319,7 @@ def _tried(
     row: Row,
     model: Callable[[], StoredModel],
     seen: RatedLabels,
-    made: TestLabels,
+    others: External,
 ) -> tuple[list[Rated], list[Measured]]:
     """What a variant says of both tests; it is trained only where something of that is missing."""
 
@@ -316,13 +343,14 @@ def _tried(
 
     def outside() -> Iterator[Measured]:
         regions, task = workshop.task.region_indices(), workshop.task
-        pending = iter(made.samples)
-        spoiled = (made.spoiled(sample)[0] for sample in made.samples)
-        for case, stars in predictions(spoiled, len(made.samples)):
+        pending = iter(others.samples)
+        spoiled = (others.labels.spoiled(sample)[0] for sample in others.samples)
+        for case, stars in predictions(spoiled, len(others.samples)):
             sample = next(pending)
-            right = np.array(made.cases[sample.case].label)
+            right = np.array(others.labels.cases[sample.case].label)
             nsd = surface_dsc(np.array(case.label), right, regions, task.spacing, tolerance(workshop))
-            yield Measured(f"{case.id}-{sample.index}", case.patient, stars, sample.known.mean, nsd)
+            name = f"{case.id}-{sample.source}-{sample.index}"
+            yield Measured(name, case.patient, stars, sample.known.mean, nsd)
 
     folder = workshop.out / "rows"
     return (
@@ -584,12 +612,28 @@ def _external_table(
         ),
         rows=tuple(lines),
         notes=(
-            "Labels of random forests at ten depths, of patients that neither networks nor raters saw. "
-            f"DSC from {np.quantile(dsc, 0.05):.2f} to {np.quantile(dsc, 0.95):.2f} (5 and 95 %), median "
-            f"{np.median(dsc):.2f}; both means over the regions {', '.join(workshop.task.regions)}.",
+            "Labels of random forests at ten depths and of SegGen, of patients that neither networks nor "
+            f"raters saw, equally many of each tenth of DSC. DSC from {np.quantile(dsc, 0.05):.2f} to "
+            f"{np.quantile(dsc, 0.95):.2f} (5 and 95 %), median {np.median(dsc):.2f}; both means over the "
+            f"regions {', '.join(workshop.task.regions)}.",
             f"Surface DSC: share of the surfaces no further apart than {tolerance(workshop):g} mm, the "
             "longest side of a voxel. Intervals resample patients.",
         ),
+    )
+
+
+def _source_table(others: External) -> Table:
+    lines: list[tuple[str | float | int | None, ...]] = []
+    for source in dict.fromkeys(one.source for one in others.labels.samples):
+        made, taken = (
+            [one.known.mean for one in group if one.source == source]
+            for group in (others.labels.samples, others.samples)
+        )
+        lines.append((source, len(made), *np.quantile(made, (0.05, 0.5, 0.95)).tolist(), len(taken)))
+    return Table(
+        title="The labels of the external evaluation",
+        columns=("source", "made", "DSC, 5 %", "DSC, 50 %", "DSC, 95 %", "taken"),
+        rows=tuple(lines),
     )
 
 
