@@ -166,6 +166,8 @@ class External:
     labels: TestLabels
     samples: tuple[Sample, ...]
     """Those that are taken."""
+    nsd: tuple[float, ...]
+    """Surface DSC of each of them."""
 
 
 def external_labels(workshop: Workshop, cases: Sequence[CaseFiles]) -> External:
@@ -177,7 +179,17 @@ def external_labels(workshop: Workshop, cases: Sequence[CaseFiles]) -> External:
     labels = TestLabels(workshop.opened(cases), stores)
     dsc = np.array([one.known.mean for one in labels.samples])
     chosen = evenly(dsc, generator(workshop.seed, "balance"))
-    return External(labels, tuple(labels.samples[index] for index in chosen))
+    samples = tuple(labels.samples[index] for index in chosen)
+    path = workshop.out / "cache" / "surface-dsc.json"
+    if not path.is_file():
+        write_json(path, [_surface_dsc(workshop, labels, sample) for sample in samples])
+    return External(labels, samples, tuple(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _surface_dsc(workshop: Workshop, labels: TestLabels, sample: Sample) -> float:
+    task = workshop.task
+    label, right = (np.array(case.label) for case in labels.spoiled(sample))
+    return surface_dsc(label, right, task.region_indices(), task.spacing, tolerance(workshop))
 
 
 # ---------------------------------------------------------------------------------------------- rated labels
@@ -245,8 +257,7 @@ def _file(folder: Path, label_id: str) -> Path:
 def _write_labels(workshop: Workshop, folder: Path, cases: Sequence[CaseFiles]) -> Iterator[KnownLabel]:
     """Write the labels of cases, each on the grid and in the values of its own file."""
     task, regions = workshop.task, workshop.task.region_indices()
-    for done, case in enumerate(cases):
-        workshop.display.progress("making labels to rate", done, len(cases))
+    for done, case in enumerate(cases, start=1):
         rng = generator(workshop.seed, "labels", case.id)
         right = read_label(case, task)
         others = [other for other in cases if other.patient != case.patient]
@@ -257,6 +268,7 @@ def _write_labels(workshop: Workshop, folder: Path, cases: Sequence[CaseFiles]) 
             qualities = view_qualities(label, right, regions)
             in_views = {view: quality for view, quality in qualities.items() if view in VIEWS}
             yield KnownLabel(name, case.id, kind, in_views)
+        workshop.display.progress("making labels to rate", done, len(cases))
 
 
 def _of_all_stars(
@@ -342,13 +354,10 @@ def _tried(
             )
 
     def outside() -> Iterator[Measured]:
-        regions, task = workshop.task.region_indices(), workshop.task
-        pending = iter(others.samples)
+        pending = iter(zip(others.samples, others.nsd, strict=True))
         spoiled = (others.labels.spoiled(sample)[0] for sample in others.samples)
         for case, stars in predictions(spoiled, len(others.samples)):
-            sample = next(pending)
-            right = np.array(others.labels.cases[sample.case].label)
-            nsd = surface_dsc(np.array(case.label), right, regions, task.spacing, tolerance(workshop))
+            sample, nsd = next(pending)
             name = f"{case.id}-{sample.source}-{sample.index}"
             yield Measured(name, case.patient, stars, sample.known.mean, nsd)
 
