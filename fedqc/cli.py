@@ -286,8 +286,16 @@ def reproduce(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the data set, only read; phantoms where left out.")
     ] = None,
+    name: Annotated[str, typer.Argument(help="qcresunet, voxresnet, robinson, methods or dqe.")],
+    *,
     task: Annotated[str, typer.Option(help="A built-in task, or the path of a task's .toml.")],
     out: Annotated[Path, typer.Option(help="Folder for the table; one that was cut off goes on.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the data set; it is only read. Left out: phantoms, if the task has some."
+        ),
+    ] = None,
     layout: Annotated[
         str | None, typer.Option(help="As the data are laid out; detected where left out.")
     ] = None,
@@ -311,6 +319,8 @@ def reproduce(
     qcresunet: Qiu et al. 2023, Table 1. voxresnet: Zhang & Chung 2019, Table 1. robinson: Robinson et al.
     2018, Table 1, experiment 1. williams: Williams et al., Table 1. methods: all methods on spoiled
     annotations. Without --data, phantoms of the tasks phantom and phantom-lesions are drawn.
+    2018, Table 1, experiment 1. methods: all methods on spoiled annotations. dqe: Kofler et al. 2022, Table 1
+    and the external evaluation, on ratings by simulated raters.
     """
     from rich.console import Console
     from rich.markdown import Markdown
@@ -339,6 +349,7 @@ def reproduce(
         task = str(Path(task).expanduser().resolve()) if task.endswith(".toml") else task
         place = None if data is None else data.resolve()
         settings = Settings(place, layout, task, seed, quick, sites, compute, rounds)
+        settings = Settings(data and data.resolve(), layout, task, seed, quick, sites, compute, rounds)
         table = run(name, settings, out.resolve(), display)
     console.print(Markdown(table.read_text(encoding="utf-8")))
     minutes = (time.monotonic() - begin) / 60

@@ -144,7 +144,7 @@ def build_consortium(
                 made = {"kind": error.kind, "params": dict(error.params)}
                 is_mix_up = error.kind == AnotherPatient.kind
                 recipes[f"{name}/{case.id}"] = made | ({"donor": donor} if is_mix_up else {})
-                write_volume(folder / "data" / _label_name(case), *_as_file(case, error.label, task))
+                write_volume(folder / "data" / _label_name(case), *as_file(case, error.label, task))
     progress("building the sites", len(names), len(names))
     test = [case for name in names for case in roles[name].test]
     truth = out / "truth"
@@ -224,21 +224,21 @@ def _spoil_site(
     regions = task.region_indices()
     spoiled: dict[str, tuple[Spoiled | None, str | None]] = {}
     if habit and chosen:
-        params = habit_params(habit, _read_label(by_id[chosen[0]], task), rng)
+        params = habit_params(habit, read_label(by_id[chosen[0]], task), rng)
         for case in chosen:
-            spoiled[case] = spoil_with(_read_label(by_id[case], task), habit, params, regions), None
+            spoiled[case] = spoil_with(read_label(by_id[case], task), habit, params, regions), None
     else:
         everyone = [*site.candidates, *site.references]
         for case, kinds in deal_kinds(chosen, rng).items():
-            label = _read_label(by_id[case], task)
+            label = read_label(by_id[case], task)
             others = [other for other in everyone if other.patient != by_id[case].patient]
             donor = others[int(rng.integers(len(others)))]
-            donor_label = _fit(_read_label(donor, task), label.shape)
+            donor_label = fitted_to(read_label(donor, task), label.shape)
             spoiled[case] = spoil(label, donor_label, kinds, regions, rng), donor.id
     return {case: (error, donor_id) for case, (error, donor_id) in spoiled.items() if error is not None}
 
 
-def _read_label(case: CaseFiles, task: Task) -> NDArray[np.uint8]:
+def read_label(case: CaseFiles, task: Task) -> NDArray[np.uint8]:
     """A case's label as class indices, axes right, anterior, superior."""
     volume = read_volume(_label(case))
     canonical: NDArray[np.uint8] = apply_orientation(
@@ -247,10 +247,10 @@ def _read_label(case: CaseFiles, task: Task) -> NDArray[np.uint8]:
     return np.ascontiguousarray(canonical)
 
 
-def _as_file(
+def as_file(
     case: CaseFiles, classes: NDArray[np.uint8], task: Task
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Class indices as the label values and on the grid of the case's own file."""
+    """Class indices, axes right, anterior, superior, as values, type and affine of the case's own file."""
     volume = read_volume(_label(case))
     canonical = np.array([[axis, 1] for axis in range(3)])
     stored = apply_orientation(classes, ornt_transform(canonical, io_orientation(volume.affine)))
@@ -259,7 +259,7 @@ def _as_file(
     return values[stored].astype(volume.data.dtype), volume.affine
 
 
-def _fit(label: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def fitted_to(label: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """A label cropped and padded about its centre to `shape`."""
     fitted = np.zeros(shape, dtype=label.dtype)
     sides = [(have, want, min(have, want)) for have, want in zip(label.shape, shape, strict=True)]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from fedqc_simulations.consortium import (
-    _as_file,
-    _fit,
-    _read_label,
+    as_file,
+    fitted_to,
+    read_label,
     build_consortium,
     read_candidates,
     read_references,
@@ -264,7 +264,7 @@ def test_spoiled_labels_are_what_the_truth_says(
         assert recipe["kind"] == one.kind
         donor = originals[recipe["donor"]] if "donor" in recipe else originals[one.id]
         assert ("donor" in recipe) == (one.kind == "another-patient")
-        labels = [before, _fit(stored_classes(donor), before.shape)]
+        labels = [before, fitted_to(stored_classes(donor), before.shape)]
         again = LabelFactory(labels, task.region_indices()).make([Recipe(0, one.kind, recipe["params"])])
         np.testing.assert_array_equal(again.label[0].numpy(), after)
     assert len(orientations) == 3
@@ -372,9 +372,9 @@ def test_labels_of_any_orientation_come_back_into_their_files(make_cases: MakeCa
     codes = {nibabel.aff2axcodes(load(case.label).affine) for case in cases}
     assert codes == {("R", "A", "S"), ("L", "P", "S"), ("P", "S", "R")}
     for case in cases:
-        classes = _read_label(case, task)
+        classes = read_label(case, task)
         np.testing.assert_array_equal(classes, stored_classes(case))
-        values, affine = _as_file(case, classes, task)
+        values, affine = as_file(case, classes, task)
         assert case.label is not None
         original = load(case.label)
         np.testing.assert_allclose(affine, original.affine)
@@ -383,7 +383,7 @@ def test_labels_of_any_orientation_come_back_into_their_files(make_cases: MakeCa
         np.testing.assert_array_equal(values, expected)
         marked = classes.copy()
         marked[0, 1, 2] = 1  # a corner: right, anterior, superior of nothing else
-        values, _ = _as_file(case, marked, task)
+        values, _ = as_file(case, marked, task)
         index = np.argwhere(values != expected)
         millimetres = nibabel.affines.apply_affine(affine, index[0])
         canonical = nibabel.as_closest_canonical(original)
@@ -392,7 +392,7 @@ def test_labels_of_any_orientation_come_back_into_their_files(make_cases: MakeCa
 
 def test_fitting_crops_and_pads_about_the_centre() -> None:
     label = np.arange(1, 6, dtype=np.uint8)[:, None, None]
-    assert _fit(label, (3, 1, 1)).ravel().tolist() == [2, 3, 4]
-    assert _fit(label, (9, 1, 1)).ravel().tolist() == [0, 0, 1, 2, 3, 4, 5, 0, 0]
-    assert _fit(label, (5, 3, 1))[:, 1, 0].tolist() == [1, 2, 3, 4, 5]
-    assert _fit(label, (5, 3, 1)).sum() == 15
+    assert fitted_to(label, (3, 1, 1)).ravel().tolist() == [2, 3, 4]
+    assert fitted_to(label, (9, 1, 1)).ravel().tolist() == [0, 0, 1, 2, 3, 4, 5, 0, 0]
+    assert fitted_to(label, (5, 3, 1))[:, 1, 0].tolist() == [1, 2, 3, 4, 5]
+    assert fitted_to(label, (5, 3, 1)).sum() == 15

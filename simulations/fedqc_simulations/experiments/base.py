@@ -3,6 +3,7 @@
 OUT/
 ├── settings.json      what is reproduced, on what: other settings need another folder
 ├── phantoms/          the data, where no others are named
+├── phantoms/          the data, where none were named
 ├── cache/             preprocessed cases, and labels of known quality
 ├── models/ROW/        the model of each row
 ├── rows/ROW.jsonl     every label that a row was tried on: the truth, and what the model said
@@ -11,11 +12,12 @@ OUT/
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +41,7 @@ from fedqc.label_sources.store import LabelStore, StoredLabel
 from fedqc.methods.base import Known, Method, get_method
 from fedqc.metrics.overlap import overlap
 from fedqc.model import StoredModel, load_model
+from fedqc.ratings import Rating
 from fedqc.scoring import judge
 from fedqc.seeding import derive_seed
 from fedqc.task import Task, load_task
@@ -47,6 +50,14 @@ from fedqc_simulations.phantoms import write_phantoms
 
 PHANTOMS, PHANTOM_SITES = 120, 4
 """Phantoms that are drawn, unless a reproduction takes fewer cases, and the scanners that they come from."""
+from fedqc_simulations.pathology import KINDS
+from fedqc_simulations.phantoms import write_phantoms
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+PHANTOMS, SCANNERS = 120, 4
+"""Phantoms that are drawn for a table where no data are named, and the scanners that they come from."""
 ERROR_FROM = 0.5
 """Probability from which the error map says that a voxel is wrong."""
 
@@ -57,6 +68,7 @@ class Settings:
 
     data: Path | None
     """Folder of the data set, which is only read; None: phantoms, of the kind that the task is for."""
+    """Folder of the data; None: phantoms are drawn, where the task has some."""
     layout: str | None
     task: str
     seed: int
@@ -136,6 +148,16 @@ def open_workshop(
             progress=display.progress,
             kind=kind,
         )
+        ConfigError: the folder holds something else, or neither data nor phantoms are there.
+        DataError: there is no such data folder, or no case can be used.
+    """
+    task = load_task(settings.task)
+    if settings.data is None:
+        refuse_without_phantoms(task)
+    elif not settings.data.exists():  # asked before the folder is bound to these data
+        raise DataError(f"{settings.data}: there is no such folder; correct the path of the data")
+    _begin(name, settings, task, out)
+    data = settings.data or _drawn(task, out / "phantoms", at_most or PHANTOMS, settings.seed, display)
     site = SiteConfig(
         name="reproduction", task=settings.task, data=DataConfig(path=data, layout=settings.layout)
     )
@@ -148,6 +170,27 @@ def open_workshop(
         cache.get(files)
         display.progress("preparing the cases", done, len(cases))
     return Workshop(out, task, cases, cache, settings, compute, display)
+
+
+def refuse_without_phantoms(task: Task) -> None:
+    """Refuse to draw phantoms for a task that has none.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if task.name not in KINDS:
+        raise ConfigError(
+            f"--data is left out, and for task {task.name!r} no phantoms can be drawn; name the data, or a "
+            f"task that has some: {', '.join(KINDS)}"
+        )
+
+
+def _drawn(task: Task, folder: Path, count: int, seed: int, display: Display) -> Path:
+    """Draw phantoms where that is not done: `count` of them or a few more, from four scanners."""
+    if not (folder / "dataset.json").is_file():  # which is written last
+        a_scanner = -(-count // SCANNERS)
+        write_phantoms(folder, SCANNERS, a_scanner, seed, display.progress, kind=KINDS[task.name])
+    return folder
 
 
 def _begin(name: str, settings: Settings, task: Task, out: Path) -> None:
@@ -226,14 +269,27 @@ def make_labels(workshop: Workshop, cases: CachedCases, qc: QCConfig) -> None:
     )
 
 
-def trained(workshop: Workshop, row: Row, training: Sequence[CaseFiles]) -> StoredModel:
-    """The model of a row, trained on cases whose labels `make_labels` has made, alone or among others."""
+def trained(
+    workshop: Workshop,
+    row: Row,
+    training: Sequence[CaseFiles],
+    ratings: Mapping[str, Sequence[Rating]] | None = None,
+) -> StoredModel:
+    """The model of a row, trained on cases whose labels `make_labels` has made, alone or among others.
+
+    Args:
+        workshop: where it is made.
+        row: the model.
+        training: cases to train on.
+        ratings: what people thought of their labels, by the case's id.
+    """
     folder = workshop.out / "models" / row.name
     cases = workshop.opened(training)
     labels = stored_labels(workshop.labels, cases, workshop.task, row.qc, workshop.seed)
     workshop.display.say(f"training {row.title} on {len(cases)} cases")
-    job, method = Job(workshop.task, row.qc, workshop.seed), get_method(row.qc.method)(workshop.task, row.qc)
-    known = Known(labels=labels)
+    job = Job(workshop.task, row.qc, workshop.seed, ratings=ratings or {})
+    method = get_method(row.qc.method)(workshop.task, row.qc)
+    known = Known(labels=labels, ratings=job.ratings)
     train_and_fit(job, method, cases, known, folder, compute=workshop.compute, display=workshop.display)
     return load_model(folder, workshop.task)
 
@@ -336,16 +392,33 @@ def tried(
     samples: Sequence[Sample],
 ) -> list[Judged]:
     """What a model says of labels; kept in `rows/NAME.jsonl`, and not made again."""
-    path = workshop.out / "rows" / f"{name}.jsonl"
+    return kept(
+        workshop.out / "rows" / f"{name}.jsonl",
+        lambda: _judged(workshop, model(), labels, samples, name),
+        _as_judged,
+    )
+
+
+Kept = TypeVar("Kept", bound="DataclassInstance")
+
+
+def kept(
+    path: Path, make: Callable[[], Iterable[Kept]], read: Callable[[dict[str, Any]], Kept]
+) -> list[Kept]:
+    """What lies in a file, one JSON object a line; made and written where there is none.
+
+    Args:
+        path: of the file.
+        make: dataclasses that JSON can write.
+        read: makes one of them again from its values.
+    """
     if path.is_file():
-        return [_read_judged(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    stored = model()
-    judged = list(_judged(workshop, stored, labels, samples, name))
+        return [read(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    made = list(make())
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as aside:
-        lines = [json.dumps(asdict(one)) for one in judged]
-        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return judged
+        aside.write_text("".join(f"{json.dumps(asdict(one))}\n" for one in made), encoding="utf-8")
+    return made
 
 
 def _judged(
@@ -392,8 +465,7 @@ def _error_figures(marked: np.ndarray, wrong: np.ndarray) -> dict[str, float | N
     }
 
 
-def _read_judged(line: str) -> Judged:
-    values = json.loads(line)
+def _as_judged(values: dict[str, Any]) -> Judged:
     values["regions"] = {name: tuple(pair) for name, pair in values["regions"].items()}
     return Judged(**values)
 

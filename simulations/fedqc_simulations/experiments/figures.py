@@ -10,6 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fedqc.metrics.agreement import limits_of_agreement, pearson
+from fedqc.ratings import FEWEST_STARS, MOST_STARS
 from fedqc.reports.figures import BLUE, DARK, GREY, ORANGE
 from fedqc_simulations.experiments.base import Judged
 
@@ -176,4 +178,69 @@ def draw_comparison(
         panels[1].set(xlim=(0, None))
         panels[0].invert_yaxis()
         panels[1].legend(frameon=False, title="candidates spoiled")
+        figure.savefig(path, dpi=150)
+
+
+def draw_agreement(path: Path, title: str, predicted: Sequence[float], rated: Sequence[float]) -> None:
+    """Bland-Altman plot of two ratings: mean difference and limits of agreement, where they are defined."""
+    first, second = np.array(predicted), np.array(rated)
+    limits = limits_of_agreement(first, second)
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.scatter((first + second) / 2, first - second, s=12, color=BLUE, alpha=0.5, linewidths=0)
+        axes.set(
+            xlim=(FEWEST_STARS - 0.1, MOST_STARS + 0.1),
+            xlabel="mean of prediction and mean rater, stars",
+            ylabel="prediction minus mean rater, stars",
+            title=f"{title} (n = {len(first)})",
+        )
+        lines = (
+            {}
+            if limits is None
+            else {"mean": limits.bias, "mean + 1.96 SD": limits.upper, "mean - 1.96 SD": limits.lower}
+        )
+        for name, value in lines.items():
+            axes.axhline(value, color=DARK if name == "mean" else ORANGE, linewidth=1.2, zorder=1)
+            axes.annotate(
+                f"{name}\n{value:+.2f}",
+                (1.01, value),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=9,
+                color=DARK,
+            )
+        figure.savefig(path, dpi=150)
+
+
+def draw_stars(
+    path: Path, title: str, truth: Sequence[float], predicted: Sequence[float], label: str
+) -> None:
+    """Predicted stars against what they are held against, with the line of least squares.
+
+    Args:
+        path: of the PNG.
+        title: of the model.
+        truth: what each label has: stars of raters, or DSC.
+        predicted: stars of each label.
+        label: what `truth` is.
+    """
+    x, y = np.array(truth), np.array(predicted)
+    r = pearson(x, y)
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+        axes = figure.subplots()
+        axes.scatter(x, y, s=12, color=BLUE, alpha=0.5, linewidths=0)
+        if r is not None:
+            slope, start = np.polyfit(x, y, 1)
+            ends = np.array([x.min(), x.max()])
+            axes.plot(ends, slope * ends + start, color=ORANGE, linewidth=1.5)
+        shown = "" if r is None else f", r = {r:.2f}"
+        axes.set(
+            ylim=(FEWEST_STARS - 0.1, MOST_STARS + 0.1),
+            xlabel=label,
+            ylabel="predicted stars, mean of the views",
+            title=f"{title}\nn = {len(x)}{shown}",
+        )
+        axes.title.set_fontsize(10)
         figure.savefig(path, dpi=150)

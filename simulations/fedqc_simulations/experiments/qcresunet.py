@@ -112,7 +112,7 @@ def test_labels(
     stores = {
         "snapshots": _segmented(workshop, snapshots, training, test),
         "voxresnet": _segmented(workshop, side, training, test),
-        "seggen": _deformed(workshop, test),
+        "seggen": deformed(workshop, test, SEGGEN_A_CASE),
     }
     labels = TestLabels(cases, stores)
     inside = [one for one in labels.samples if one.source != "voxresnet"]
@@ -167,15 +167,15 @@ def _segmented(
     return store
 
 
-def _deformed(workshop: Workshop, test: Sequence[CaseFiles]) -> LabelStore:
-    """Three SegGen labels of each test case."""
-    settings = {"task": workshop.task.digest, "seed": workshop.seed, "a case": SEGGEN_A_CASE}
+def deformed(workshop: Workshop, test: Sequence[CaseFiles], a_case: int) -> LabelStore:
+    """SegGen labels of test cases, so many of each."""
+    settings = {"task": workshop.task.digest, "seed": workshop.seed, "a case": a_case}
     store = LabelStore(workshop.out / "cache" / "test-labels", SegGen.kind, settings)
     regions = workshop.task.region_indices()
     for case in workshop.opened(test):
         factory = LabelFactory([case.label], regions, [SegGen.kind])
         rng = generator(workshop.seed, "test", SegGen.kind, case.id)
-        recipes = [factory.draw(rng, 0, SegGen.kind) for _ in range(SEGGEN_A_CASE)]
+        recipes = [factory.draw(rng, 0, SegGen.kind) for _ in range(a_case)]
         drawn = [recipe for recipe in recipes if recipe is not None]
         made = factory.make(drawn)
         labels = [

@@ -7,6 +7,7 @@ from pathlib import Path
 from fedqc.display import Display
 from fedqc.errors import ConfigError, did_you_mean
 from fedqc_simulations.experiments import methods, qcresunet, robinson, voxresnet, williams
+from fedqc_simulations.experiments import dqe, methods, qcresunet, robinson, voxresnet
 from fedqc_simulations.experiments.base import Settings, Workshop, open_workshop
 
 
@@ -23,7 +24,10 @@ class Experiment:
 EXPERIMENTS = {
     module.NAME: Experiment(module.TITLE, module.QUICK_CASES, module.reproduce)
     for module in (qcresunet, voxresnet, robinson, williams, methods)
+    for module in (qcresunet, voxresnet, robinson, methods, dqe)
 }
+ACROSS_SITES = (qcresunet.NAME, voxresnet.NAME, robinson.NAME)
+"""Tables whose training can be federated too, beside the pooled data."""
 
 
 def reproduce(name: str, settings: Settings, out: Path, display: Display) -> Path:
@@ -39,13 +43,15 @@ def reproduce(name: str, settings: Settings, out: Path, display: Display) -> Pat
         The table to read, a Markdown file.
 
     Raises:
-        ConfigError: there is no such table, or the folder holds something else.
+        ConfigError: there is no such table, it has no part for sites, or the folder holds something else.
         FedQCError: whatever ends it.
     """
     if name not in EXPERIMENTS:
         hint = did_you_mean(name, list(EXPERIMENTS))
         raise ConfigError(f"no table is called {name!r}; {hint}known: {', '.join(EXPERIMENTS)}")
     experiment = EXPERIMENTS[name]
+    if settings.sites and name not in ACROSS_SITES:
+        raise ConfigError(f"--sites: {name} has no federated rows beside the pooled ones; leave it out")
     if settings.quick:
         display.say("--quick: figures show that it runs, not how good a method is")
     workshop = open_workshop(name, settings, out, display, experiment.quick_cases if settings.quick else None)
