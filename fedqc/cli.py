@@ -307,7 +307,7 @@ def reproduce(
     """Make a paper's table again on a data set: table.md, table.json and figures.
 
     qcresunet: Qiu et al. 2023, Table 1. voxresnet: Zhang & Chung 2019, Table 1. robinson: Robinson et al.
-    2018, Table 1, experiment 1.
+    2018, Table 1, experiments 1 and 2.
     """
     from rich.console import Console
     from rich.markdown import Markdown

@@ -208,15 +208,36 @@ def make_labels(workshop: Workshop, cases: CachedCases, qc: QCConfig) -> None:
     )
 
 
-def trained(workshop: Workshop, row: Row, training: Sequence[CaseFiles]) -> StoredModel:
-    """The model of a row, trained on cases whose labels `make_labels` has made, alone or among others."""
+def trained(
+    workshop: Workshop,
+    row: Row,
+    training: Sequence[CaseFiles],
+    references: Sequence[CaseFiles] | None = None,
+) -> StoredModel:
+    """The model of a row, trained on cases whose labels `make_labels` has made, alone or among others.
+
+    Args:
+        workshop: where it is made.
+        row: which model.
+        training: cases to train on.
+        references: those of them whose labels are right, for methods that compare; None: all are.
+    """
     folder = workshop.out / "models" / row.name
     cases = workshop.opened(training)
     labels = stored_labels(workshop.labels, cases, workshop.task, row.qc, workshop.seed)
     workshop.display.say(f"training {row.title} on {len(cases)} cases")
     job, method = Job(workshop.task, row.qc, workshop.seed), get_method(row.qc.method)(workshop.task, row.qc)
-    known = Known(labels=labels)
-    train_and_fit(job, method, cases, known, folder, compute=workshop.compute, display=workshop.display)
+    known = Known(labels=labels, kept=workshop.out / "cache" / "estimates")
+    train_and_fit(
+        job,
+        method,
+        cases,
+        known,
+        folder,
+        compute=workshop.compute,
+        display=workshop.display,
+        references=None if references is None else workshop.opened(references),
+    )
     return load_model(folder, workshop.task)
 
 
