@@ -191,7 +191,7 @@ def test_robinson_has_a_row_for_each_class_and_sites_a_table_of_their_own(
     rows = [lines(out / "rows" / f"{name}.jsonl") for name in ("robinson", "rca-labels", "rca")]
     truth = [[(one["case"], one["regions"]["ball"][0]) for one in row] for row in rows]
     assert truth[0] == truth[1] == truth[2]  # all are tried on the same labels, against the truth
-    assert len({round(one["predicted"], 6) for one in rows[2]}) > 2
+    assert len({round(one["predicted"], 6) for one in rows[2]}) > 1
     assert [row[0] for row in federated["rows"]] == ["ResNet-50, pooled data", "ResNet-50, 2 sites"]
     assert "2 rounds of 2" in federated["notes"][0]
     assert "2 rounds of 2" in errors["notes"][1]
