@@ -120,7 +120,7 @@ def train_alone(
     folder = out.with_name(f"{out.name}.training")
     _begin(folder, job, _digest(references, cases))
     labels = _stored_labels(job, training, cache / "labels", compute, display)
-    known = Known(labels=labels, ratings=job.ratings)
+    known = Known(labels=labels, ratings=job.ratings, kept=cache / "estimates")
     network, card = train_and_fit(
         job, method, training, known, folder / "model", compute=compute, display=display
     )
@@ -197,16 +197,19 @@ def train_and_fit(
     *,
     compute: Compute,
     display: Display,
+    references: CachedCases | None = None,
 ) -> tuple[nn.Module, ModelCard]:
     """Train all rounds that a folder does not hold yet, then fit what is fitted (see `train_rounds`).
 
-    The folder then holds a model that is ready to score.
+    The folder then holds a model that is ready to score. Only `references` are compared with and fitted to;
+    without them all cases are.
     """
-    method.references = cases
+    references = cases if references is None else references
+    method.references = references
     network, card = train_rounds(job, method, cases, known, folder, compute=compute, display=display)
     rng, progress = generator(job.seed, NAME, "fit"), partial(display.progress, "fitting to references")
-    method.fit(network, cases, compute, rng, progress)
-    card = card.model_copy(update={"references": reference_files(method, cases.files)})
+    method.fit(network, references, compute, rng, progress)
+    card = card.model_copy(update={"references": reference_files(method, references.files)})
     save_model(folder, network.state_dict(), card)
     return network, card
 

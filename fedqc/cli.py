@@ -321,6 +321,7 @@ def reproduce(
     annotations. Without --data, phantoms of the tasks phantom and phantom-lesions are drawn.
     2018, Table 1, experiment 1. methods: all methods on spoiled annotations. dqe: Kofler et al. 2022, Table 1
     and the external evaluation, on ratings by simulated raters.
+    2018, Table 1, experiments 1 and 2.
     """
     from rich.console import Console
     from rich.markdown import Markdown

@@ -41,7 +41,16 @@ from fedqc.label_sources.making import (
     segmenter_source,
     stored_labels,
 )
-from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Stage, get_method, part_of
+from fedqc.methods.base import (
+    FEWEST_REFERENCE_PATIENTS,
+    Known,
+    Method,
+    RoundPlan,
+    RoundResult,
+    Stage,
+    get_method,
+    part_of,
+)
 from fedqc.model import ModelCard, ReferenceFiles, load_weights, reference_files, save_model
 from fedqc.protocol import (
     PROTOCOL_VERSION,
@@ -152,15 +161,17 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     data = load_site_data(site, task)
     stage = get_method(request.qc.method)(task, request.qc).stage(request.stage)
     ratings = ratings_by_case(site.data.ratings) if stage.learns_from == "rated" else {}
-    training, held_back = split_references(data.references, request.seed)
+    references, held_back = split_references(data.references, request.seed)
+    training, trusted = references, {files.patient for files in references}
     if stage.learns_from != "references":
         patients = {files.patient for files in held_back}
         training += tuple(files for files in data.candidates if files.patient not in patients)
     training = tuple(files for files in training if stage.may_learn_from(files, ratings))
-    if not training:
+    if not training or (stage.needs_references and len(trusted) < FEWEST_REFERENCE_PATIENTS):
         return ErrorReply(ErrorCode.NO_REFERENCE)
     cases = CachedCases(data.cache, training)
-    stored = _stored_labels(site, request, task, cases) if stage.learns_from == "references" else {}
+    draws_labels = stage.learns_from == "references" or stage.needs_references
+    stored = _stored_labels(site, request, task, cases) if draws_labels else {}
     # A source without labels at this site has no share in its training.
     gone = {kind.replace("-", "_"): 0.0 for kind, labels in stored.items() if not labels.total}
     shares = request.qc.samples.model_dump() | gone
@@ -170,11 +181,12 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
         Activity.at(site, request).note(f"no labels of {', '.join(sorted(gone))} here; trains without them")
     qc = request.qc.model_copy(update={"samples": SamplesConfig.model_validate(shares)})
     method = get_method(qc.method)(task, qc)
+    method.references = CachedCases(data.cache, references)
     network = method.build(0)
     _load_frozen(request, network, stage)
     part = part_of(network, stage.part)
     _load(request, part)
-    known = Known(labels=stored, ratings=ratings)
+    known = Known(labels=stored, ratings=ratings, kept=site.compute.cache / "estimates")
 
     def train_round(plan: RoundPlan, compute: Compute, progress: Progress) -> RoundResult:
         plan = replace(plan, stage=stage.name)

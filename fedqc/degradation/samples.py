@@ -164,7 +164,14 @@ class LabelFactory:
         return Recipe(case, kind, degradation.make_params(rng, label))
 
     def make(self, recipes: Sequence[Recipe]) -> Degraded:
-        """Apply recipes, all labels of one kind at once."""
+        """Apply recipes, and compare what comes of them with the references."""
+        result = self.labels(recipes)
+        reference = self.references.stack([recipe.case for recipe in recipes]).to(self.device)
+        truth = overlap(result, reference, self.regions)
+        return Degraded(tuple(recipes), result, truth.dsc, truth.present, truth.mean)
+
+    def labels(self, recipes: Sequence[Recipe]) -> Tensor:
+        """`[N, X, Y, Z]` uint8, what comes of recipes; all labels of one kind are made at once."""
         reference = self.references.stack([recipe.case for recipe in recipes]).to(self.device)
         at_once = max(1, VOXELS_AT_ONCE // reference[0].numel()) if recipes else 1
         result = torch.empty_like(reference)
@@ -180,8 +187,7 @@ class LabelFactory:
                 part = indices[start : start + at_once]
                 params = [recipes[index].params for index in part]
                 result[part] = self.degradations[kind].apply(reference[part], params)
-        truth = overlap(result, reference, self.regions)
-        return Degraded(tuple(recipes), result, truth.dsc, truth.present, truth.mean)
+        return result
 
 
 class SamplePool:

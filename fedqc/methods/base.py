@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -65,6 +66,8 @@ class Score:
         return None if self.error_map is None else float(1 - (self.error_map >= 0.5).mean())
 
 
+FEWEST_REFERENCE_PATIENTS = 2
+"""Where references are compared with one another: each is with those of other patients."""
 LearnsFrom = Literal["references", "all", "rated"]
 """Reference cases; every valid case; cases that people have rated. None of them is held back for trials."""
 
@@ -88,6 +91,8 @@ class Stage:
     """Patients of this fold have no share in it (see `fedqc.methods.cross_fitting`)."""
     spares_fitting: bool = False
     """Whether patients on whose references something is fitted afterwards have no share in it."""
+    needs_references: bool = False
+    """Whether it compares with the site's own reference cases (`Method.references`) to learn."""
 
     def may_learn_from(self, case: CaseFiles, rated: Collection[str]) -> bool:
         """Whether a case that is there for training has a share in this stage.
@@ -111,6 +116,8 @@ class Known:
     """Labels of known quality that lie on disk, by their source (see `SamplesConfig`)."""
     ratings: Mapping[str, Sequence[Rating]] = field(default_factory=dict)
     """What people thought of a case's label, by the case's id."""
+    kept: Path | None = None
+    """Folder for what takes long to find out about cases, is the same in every round, and stays here."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ class Method(ABC):
     needs_initial: bool = False
     """Whether training has to begin with a trained network of the same method (`qc.initial`)."""
     references: Sequence[Case] = ()
-    """The site's own reference cases, for methods that need them; set before `fit` and `score`."""
+    """The site's own reference cases, for methods and stages that need them; set before anything is done."""
 
     def __init__(self, task: Task, config: QCConfig) -> None:
         self.task = task

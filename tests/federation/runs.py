@@ -120,13 +120,16 @@ def write_federation(
     references: bool = False,
     min_count: int = 1,
     averaging: str = 'strategy = "fedavg"',
+    local_steps: int = 2,
+    qc: str = "",
 ) -> Path:
+    """A federation.toml; `qc` is further text of its table of that name, and of those inside."""
     path = folder / "federation.toml"
     path.write_text(
         f'name = "test"\ntask = "{task}"\n'
         f'[sites]\nexpected = {sorted(sites)}\nminimum = {minimum}\nwait = "1s"\n'
-        f'[qc]\nmethod = "{method}"\nrounds = {rounds}\nlocal_steps = 2\nbatch_size = 2\n'
-        f'deadline = "{deadline}"\ncross_check_rounds = {cross_check_rounds}\n'
+        f'[qc]\nmethod = "{method}"\nrounds = {rounds}\nlocal_steps = {local_steps}\n'
+        f'batch_size = 2\ndeadline = "{deadline}"\ncross_check_rounds = {cross_check_rounds}\n{qc}\n'
         f"[segmentation]\nrounds = {segmentation_rounds}\nlocal_steps = 1\nbatch_size = 2\n"
         f'channels = [4, 8]\nreferences = {str(references).lower()}\ndeadline = "{deadline}"\n'
         f"[privacy]\nmin_count = {min_count}\n[averaging]\n{averaging}\n"

@@ -15,7 +15,7 @@ from fedqc_simulations.experiments.reproduce import EXPERIMENTS, reproduce
 from rich.console import Console
 from scipy.stats import ttest_rel
 
-from fedqc.config import ComputeConfig, QCConfig, SourcesConfig
+from fedqc.config import ComputeConfig, QCConfig, RCAConfig, SourcesConfig
 from fedqc.display import Display
 from fedqc.errors import ConfigError, DataError
 from fedqc.methods.base import get_method
@@ -40,7 +40,7 @@ def tiny(row: Row, **network: Any) -> Row:
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_models_fit_the_task_that_the_tables_are_made_on(quick: bool) -> None:
     task = load_task("msd-hippocampus")
-    rows = [*qcresunet.rows(quick), voxresnet.model(quick), robinson.model(quick)]
+    rows = [*qcresunet.rows(quick), voxresnet.model(quick), robinson.model(quick), robinson.from_rca(quick)]
     methods = [get_method(row.qc.method)(task, row.qc) for row in rows]
     assert len({method.name for method in methods}) == len(rows) - 1  # QCResUNet in both forms
 
@@ -62,16 +62,23 @@ def test_of_few_labels_all_are_taken() -> None:
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every model so small that a table takes seconds."""
     rows, of_voxresnet, of_robinson = qcresunet.rows, voxresnet.model, robinson.model
+    of_rca = robinson.from_rca
 
     def small(row: Row) -> Row:
         if row.name == "qcresunet-published":
             return tiny(row, blocks=(1, 1, 1))
         return tiny(row) if row.name == "unet" else tiny(row, blocks=(1, 1))
 
+    def small_rca(row: Row) -> Row:
+        rca = RCAConfig(references=2, calibration=1, voxels=300)
+        row = tiny(row, blocks=(1, 1))
+        return replace(row, qc=row.qc.model_copy(update={"rca": rca}))
+
     monkeypatch.setattr(qcresunet, "rows", lambda quick: tuple(map(small, rows(quick))))
     monkeypatch.setattr(qcresunet, "sources", lambda quick: SOURCES)
     monkeypatch.setattr(voxresnet, "model", lambda quick: tiny(of_voxresnet(quick)))
     monkeypatch.setattr(robinson, "model", lambda quick: tiny(of_robinson(quick), blocks=(1, 1)))
+    monkeypatch.setattr(robinson, "from_rca", lambda quick: small_rca(of_rca(quick)))
 
 
 @pytest.fixture
@@ -169,9 +176,22 @@ def test_robinson_has_a_row_for_each_class_and_sites_a_table_of_their_own(
 ) -> None:
     out = tmp_path / "out"
     reproduce("robinson", Settings(**(vars(settings) | {"sites": 2, "rounds": 2})), out, display)
-    errors, good, federated = tables(out)
+    errors, good, second, _, by_rca, good_by_rca, federated = tables(out)
     assert [row[0] for row in errors["rows"]] == ["background", "ball", "all-classes"]
-    assert [row[0] for row in good["rows"]][:3] == ["true positive rate", "false positive rate", "accuracy"]
+    for table in (good, good_by_rca):
+        assert [row[0] for row in table["rows"]][:3] == [
+            "true positive rate",
+            "false positive rate",
+            "accuracy",
+        ]
+    for table in (second, by_rca):
+        assert [row[0] for row in table["rows"]] == ["ball", "all-classes"]  # RCA knows no background
+        assert "of which 3 have labels that are known to be right" in table["notes"][1]
+        assert "experiment 2" in table["title"]
+    rows = [lines(out / "rows" / f"{name}.jsonl") for name in ("robinson", "rca-labels", "rca")]
+    truth = [[(one["case"], one["regions"]["ball"][0]) for one in row] for row in rows]
+    assert truth[0] == truth[1] == truth[2]  # all are tried on the same labels, against the truth
+    assert len({round(one["predicted"], 6) for one in rows[2]}) > 1
     assert [row[0] for row in federated["rows"]] == ["ResNet-50, pooled data", "ResNet-50, 2 sites"]
     assert "2 rounds of 2" in federated["notes"][0]
     assert "2 rounds of 2" in errors["notes"][1]

@@ -274,6 +274,7 @@ def trained(
     row: Row,
     training: Sequence[CaseFiles],
     ratings: Mapping[str, Sequence[Rating]] | None = None,
+    references: Sequence[CaseFiles] | None = None,
 ) -> StoredModel:
     """The model of a row, trained on cases whose labels `make_labels` has made, alone or among others.
 
@@ -282,6 +283,9 @@ def trained(
         row: the model.
         training: cases to train on.
         ratings: what people thought of their labels, by the case's id.
+        row: which model.
+        training: cases to train on.
+        references: those of them whose labels are right, for methods that compare; None: all are.
     """
     folder = workshop.out / "models" / row.name
     cases = workshop.opened(training)
@@ -291,6 +295,18 @@ def trained(
     method = get_method(row.qc.method)(workshop.task, row.qc)
     known = Known(labels=labels, ratings=job.ratings)
     train_and_fit(job, method, cases, known, folder, compute=workshop.compute, display=workshop.display)
+    job, method = Job(workshop.task, row.qc, workshop.seed), get_method(row.qc.method)(workshop.task, row.qc)
+    known = Known(labels=labels, kept=workshop.out / "cache" / "estimates")
+    train_and_fit(
+        job,
+        method,
+        cases,
+        known,
+        folder,
+        compute=workshop.compute,
+        display=workshop.display,
+        references=None if references is None else workshop.opened(references),
+    )
     return load_model(folder, workshop.task)
 
 
