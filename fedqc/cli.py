@@ -281,12 +281,7 @@ def simulate(
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="qcresunet, voxresnet, robinson, williams or methods.")],
-    *,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of the data set, only read; phantoms where left out.")
-    ] = None,
-    name: Annotated[str, typer.Argument(help="qcresunet, voxresnet, robinson, methods or dqe.")],
+    name: Annotated[str, typer.Argument(help="qcresunet, voxresnet, robinson, dqe, williams or methods.")],
     *,
     task: Annotated[str, typer.Option(help="A built-in task, or the path of a task's .toml.")],
     out: Annotated[Path, typer.Option(help="Folder for the table; one that was cut off goes on.")],
@@ -317,11 +312,9 @@ def reproduce(
     """Make a paper's table again on a data set: table.md, table.json and figures.
 
     qcresunet: Qiu et al. 2023, Table 1. voxresnet: Zhang & Chung 2019, Table 1. robinson: Robinson et al.
-    2018, Table 1, experiment 1. williams: Williams et al., Table 1. methods: all methods on spoiled
-    annotations. Without --data, phantoms of the tasks phantom and phantom-lesions are drawn.
-    2018, Table 1, experiment 1. methods: all methods on spoiled annotations. dqe: Kofler et al. 2022, Table 1
-    and the external evaluation, on ratings by simulated raters.
-    2018, Table 1, experiments 1 and 2.
+    2018, Table 1, experiments 1 and 2. dqe: Kofler et al. 2022, Table 1 and the external evaluation, on
+    ratings by simulated raters. williams: Williams et al., Table 1. methods: all methods on spoiled
+    annotations.
     """
     from rich.console import Console
     from rich.markdown import Markdown
@@ -348,8 +341,6 @@ def reproduce(
         if threads is not None:
             torch.set_num_threads(threads)
         task = str(Path(task).expanduser().resolve()) if task.endswith(".toml") else task
-        place = None if data is None else data.resolve()
-        settings = Settings(place, layout, task, seed, quick, sites, compute, rounds)
         settings = Settings(data and data.resolve(), layout, task, seed, quick, sites, compute, rounds)
         table = run(name, settings, out.resolve(), display)
     console.print(Markdown(table.read_text(encoding="utf-8")))

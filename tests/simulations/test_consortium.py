@@ -9,10 +9,10 @@ import pytest
 import torch
 from fedqc_simulations.consortium import (
     as_file,
-    fitted_to,
-    read_label,
     build_consortium,
+    fitted_to,
     read_candidates,
+    read_label,
     read_references,
 )
 from fedqc_simulations.noise import LARGEST_DSC, Noise

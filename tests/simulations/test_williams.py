@@ -389,7 +389,7 @@ def test_real_lesions_from_end_to_end(real_data: Path, tmp_path: Path, display: 
             place = real_data / "open_ms_data" / patient
             image = {"T1": place / "t1.nii.gz", "FLAIR": place / "flair.nii.gz"}
             found = model.score(image, place / "lesions.nii.gz")
-            lesions = nibabel.load(place / "lesions.nii.gz")
+            lesions: Any = nibabel.load(place / "lesions.nii.gz")
             shifted = np.roll(np.asarray(lesions.dataobj), 30, axis=1)
             nibabel.save(nibabel.Nifti1Image(shifted, lesions.affine), tmp_path / "shifted.nii.gz")
             moved = model.score(image, tmp_path / "shifted.nii.gz")
@@ -400,5 +400,6 @@ def test_real_lesions_from_end_to_end(real_data: Path, tmp_path: Path, display: 
             if method.judges == "prediction":  # blind for any label, which is why curation refuses it
                 assert found.quality == moved.quality
             elif found.error_map is not None:
+                assert moved.error_map is not None
                 assert found.error_map.shape == lesions.shape
                 assert not np.array_equal(found.error_map, moved.error_map)

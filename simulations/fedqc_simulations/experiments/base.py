@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -45,12 +44,7 @@ from fedqc.ratings import Rating
 from fedqc.scoring import judge
 from fedqc.seeding import derive_seed
 from fedqc.task import Task, load_task
-from fedqc_simulations.pathology import kind_for
-from fedqc_simulations.phantoms import write_phantoms
-
-PHANTOMS, PHANTOM_SITES = 120, 4
-"""Phantoms that are drawn, unless a reproduction takes fewer cases, and the scanners that they come from."""
-from fedqc_simulations.pathology import KINDS
+from fedqc_simulations.pathology import Kind, kind_for
 from fedqc_simulations.phantoms import write_phantoms
 
 if TYPE_CHECKING:
@@ -68,7 +62,6 @@ class Settings:
 
     data: Path | None
     """Folder of the data set, which is only read; None: phantoms, of the kind that the task is for."""
-    """Folder of the data; None: phantoms are drawn, where the task has some."""
     layout: str | None
     task: str
     seed: int
@@ -139,25 +132,8 @@ def open_workshop(
         raise DataError(f"{settings.data}: there is no such folder; correct the path of the data")
     _begin(name, settings, task, out)
     data = settings.data or out / "phantoms"
-    if kind is not None and not (data / "dataset.json").is_file():  # which is written last
-        write_phantoms(
-            data,
-            PHANTOM_SITES,
-            -(-(at_most or PHANTOMS) // PHANTOM_SITES),
-            seed=settings.seed,
-            progress=display.progress,
-            kind=kind,
-        )
-        ConfigError: the folder holds something else, or neither data nor phantoms are there.
-        DataError: there is no such data folder, or no case can be used.
-    """
-    task = load_task(settings.task)
-    if settings.data is None:
-        refuse_without_phantoms(task)
-    elif not settings.data.exists():  # asked before the folder is bound to these data
-        raise DataError(f"{settings.data}: there is no such folder; correct the path of the data")
-    _begin(name, settings, task, out)
-    data = settings.data or _drawn(task, out / "phantoms", at_most or PHANTOMS, settings.seed, display)
+    if kind is not None:
+        _draw(kind, data, at_most or PHANTOMS, settings.seed, display)
     site = SiteConfig(
         name="reproduction", task=settings.task, data=DataConfig(path=data, layout=settings.layout)
     )
@@ -172,25 +148,10 @@ def open_workshop(
     return Workshop(out, task, cases, cache, settings, compute, display)
 
 
-def refuse_without_phantoms(task: Task) -> None:
-    """Refuse to draw phantoms for a task that has none.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    if task.name not in KINDS:
-        raise ConfigError(
-            f"--data is left out, and for task {task.name!r} no phantoms can be drawn; name the data, or a "
-            f"task that has some: {', '.join(KINDS)}"
-        )
-
-
-def _drawn(task: Task, folder: Path, count: int, seed: int, display: Display) -> Path:
+def _draw(kind: Kind, folder: Path, count: int, seed: int, display: Display) -> None:
     """Draw phantoms where that is not done: `count` of them or a few more, from four scanners."""
     if not (folder / "dataset.json").is_file():  # which is written last
-        a_scanner = -(-count // SCANNERS)
-        write_phantoms(folder, SCANNERS, a_scanner, seed, display.progress, kind=KINDS[task.name])
-    return folder
+        write_phantoms(folder, SCANNERS, -(-count // SCANNERS), seed, display.progress, kind=kind)
 
 
 def _begin(name: str, settings: Settings, task: Task, out: Path) -> None:
@@ -283,8 +244,6 @@ def trained(
         row: the model.
         training: cases to train on.
         ratings: what people thought of their labels, by the case's id.
-        row: which model.
-        training: cases to train on.
         references: those of them whose labels are right, for methods that compare; None: all are.
     """
     folder = workshop.out / "models" / row.name
@@ -293,10 +252,7 @@ def trained(
     workshop.display.say(f"training {row.title} on {len(cases)} cases")
     job = Job(workshop.task, row.qc, workshop.seed, ratings=ratings or {})
     method = get_method(row.qc.method)(workshop.task, row.qc)
-    known = Known(labels=labels, ratings=job.ratings)
-    train_and_fit(job, method, cases, known, folder, compute=workshop.compute, display=workshop.display)
-    job, method = Job(workshop.task, row.qc, workshop.seed), get_method(row.qc.method)(workshop.task, row.qc)
-    known = Known(labels=labels, kept=workshop.out / "cache" / "estimates")
+    known = Known(labels=labels, ratings=job.ratings, kept=workshop.out / "cache" / "estimates")
     train_and_fit(
         job,
         method,

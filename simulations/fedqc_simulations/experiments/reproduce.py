@@ -6,8 +6,7 @@ from pathlib import Path
 
 from fedqc.display import Display
 from fedqc.errors import ConfigError, did_you_mean
-from fedqc_simulations.experiments import methods, qcresunet, robinson, voxresnet, williams
-from fedqc_simulations.experiments import dqe, methods, qcresunet, robinson, voxresnet
+from fedqc_simulations.experiments import dqe, methods, qcresunet, robinson, voxresnet, williams
 from fedqc_simulations.experiments.base import Settings, Workshop, open_workshop
 
 
@@ -23,8 +22,7 @@ class Experiment:
 
 EXPERIMENTS = {
     module.NAME: Experiment(module.TITLE, module.QUICK_CASES, module.reproduce)
-    for module in (qcresunet, voxresnet, robinson, williams, methods)
-    for module in (qcresunet, voxresnet, robinson, methods, dqe)
+    for module in (qcresunet, voxresnet, robinson, dqe, williams, methods)
 }
 ACROSS_SITES = (qcresunet.NAME, voxresnet.NAME, robinson.NAME)
 """Tables whose training can be federated too, beside the pooled data."""

@@ -105,7 +105,7 @@ def reproduce(workshop: Workshop) -> None:
     vouched = _vouched(training, workshop.seed)
     models = (
         (row, 1, lambda: trained(workshop, row, training)),
-        (second, 2, lambda: trained(workshop, second, training, vouched)),
+        (second, 2, lambda: trained(workshop, second, training, references=vouched)),
         (replace(second, name="rca", title="RCA itself"), 2, lambda: _rca(workshop, second.qc, vouched)),
     )
     learned = (
