@@ -43,7 +43,7 @@ class Score:
     views: dict[str, float] = field(default_factory=dict)
     """Stars of the axial, the coronal and the sagittal view."""
     interval: tuple[float, float] | None = None
-    """Between what the quality lies, of methods that tell how sure they are."""
+    """Between which the passes of a network lie, of methods with several; no promise to cover the truth."""
 
     @property
     def figures(self) -> dict[str, float | None]:
