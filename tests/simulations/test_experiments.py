@@ -217,6 +217,7 @@ def test_wrong_names_and_folders(settings: Settings, tmp_path: Path, display: Di
     with pytest.raises(ConfigError, match=r"settings.json: cannot be read"):
         reproduce("robinson", settings, tmp_path / "out", display)
     assert set(EXPERIMENTS) == {"qcresunet", "voxresnet", "robinson", "williams", "methods"}
+    assert set(EXPERIMENTS) == {"qcresunet", "voxresnet", "robinson", "methods", "dqe"}
 
 
 # ------------------------------------------------------------------------------------------------ measures

@@ -111,7 +111,7 @@ def rows(quick: bool) -> tuple[Row, ...]:
                             "architecture": parts[0],
                             "normalisation": parts[2],
                             "encoding": parts[3],
-                            "batch_size": 16 if quick else 32,
+                            "batch_size": 16 if quick else 24,
                         }
                     ),
                 }
