@@ -154,12 +154,16 @@ class Estimates:
         self._rca.references = references
         self._compute = compute
         self._folder = None if folder is None else folder / self._digest()
+        self._names: dict[str, str] = {}
+        """By the id of a case: a large image takes long to hash."""
         self._made: dict[str, dict[str, list[float]]] = {}
         self._calibration: list[MonotoneMap] = []
 
     def known(self, case: Case) -> dict[str, list[float]]:
         """By the SHA-256 of a label of this case, the estimated DSC of each region."""
-        name = _name(case)
+        if case.id not in self._names:
+            self._names[case.id] = _name(case)
+        name = self._names[case.id]
         if name not in self._made:
             path = self._path(name)
             try:
@@ -175,7 +179,7 @@ class Estimates:
         made = self.known(case)
         for label, values in zip(labels, np.stack(columns, axis=1).tolist(), strict=True):
             made[digest_of(label)] = values
-        if (path := self._path(_name(case))) is not None:
+        if (path := self._path(self._names[case.id])) is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, made)
 

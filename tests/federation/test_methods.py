@@ -63,7 +63,7 @@ KINDS = {
     "qcresunet": Kind("qcresunet", NETWORK),
     "rca by features": Kind("rca", RCA),
     "rca by registration": Kind("rca", f'{RCA}form = "registration"\n'),
-    "rca-labels": Kind("rca-labels", NETWORK + RCA),
+    "rca-labels": Kind("rca-labels", f"{NETWORK}{RCA}[qc.samples]\nforest = 0.5\n[qc.sources]\ntrees = 2\n"),
     "resnet34": Kind("resnet34", NETWORK),
     "resnet50": Kind("resnet50", NETWORK),
     "robinson": Kind("robinson", NETWORK),
