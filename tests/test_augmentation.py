@@ -52,6 +52,16 @@ def test_image_and_labels_of_a_sample_move_together() -> None:
     assert set(torch.unique(first).tolist()) == {0, 2}  # no classes in between
 
 
+def test_maps_move_with_a_label_and_keep_their_values_and_their_type() -> None:
+    label = ball(8, (3, -2, 1), 5)
+    error = torch.where(label > 0, -0.3, 0.1).half()
+    _, moved, new_error = augment(np.random.default_rng(1), noisy(8), label, error)
+    assert new_error.dtype == torch.float16
+    inside = moved > 0
+    assert (new_error[inside] == error.min()).all()
+    assert set(torch.unique(new_error[~inside]).tolist()) <= {0.0, error.max().item()}
+
+
 def test_labels_move_as_rigid_bodies_of_another_size_whatever_the_shape_of_the_volume() -> None:
     before = ball(64, (5.5, -4.5, 2.5), 6.5)
     _, after = augment(np.random.default_rng(2), before[:, None].float(), before)
