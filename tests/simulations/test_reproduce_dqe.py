@@ -220,6 +220,9 @@ def test_the_table_is_made_and_kept(
     assert all(len(row) == len(views["columns"]) for row in views["rows"])
     assert views["rows"][3][3] == variants["rows"][0][6]  # the mean of the views, in both tables
     assert raters["rows"][1][1] == 10 * 3 * 10  # ten labels in three views, five raters in ten pairs
+    constant = raters["rows"][-1]
+    assert constant[1] == 10  # who always says the same is not nearer than it has to be
+    assert 0.5 < float(constant[2].split()[0]) < 3
     assert len(limits["rows"]) == 8
     assert len(external["rows"]) == 2
     assert [row[0] for row in made["rows"]] == ["forest", "seggen"]
@@ -296,7 +299,7 @@ def test_rated_labels_are_of_all_stars_and_so_are_the_ratings(
 
 
 def test_what_cannot_be_is_refused(settings: Settings, tmp_path: Path, display: Display) -> None:
-    with pytest.raises(ConfigError, match="no phantoms can be drawn"):
+    with pytest.raises(ConfigError, match="--data is missing"):
         reproduce("dqe", replace(settings, task="msd-hippocampus"), tmp_path / "out", display)
     with pytest.raises(ConfigError, match="--sites: dqe has no federated rows"):
         reproduce("dqe", replace(settings, sites=2), tmp_path / "out", display)

@@ -3,7 +3,6 @@
 OUT/
 ├── settings.json      what is reproduced, on what: other settings need another folder
 ├── phantoms/          the data, where no others are named
-├── phantoms/          the data, where none were named
 ├── cache/             preprocessed cases, and labels of known quality
 ├── models/ROW/        the model of each row
 ├── rows/ROW.jsonl     every label that a row was tried on: the truth, and what the model said

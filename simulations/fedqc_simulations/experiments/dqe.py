@@ -150,7 +150,7 @@ def reproduce(workshop: Workshop) -> None:
         [
             _variant_table(workshop, variants, inside, learned),
             _view_table(workshop, variants, inside),
-            _rater_table(workshop, seen, inside[best.name]),
+            _rater_table(workshop, learned, seen, inside[best.name]),
             _limits_table(best, inside[best.name]),
             _external_table(workshop, variants, outside),
             _source_table(others),
@@ -507,7 +507,9 @@ def _view_table(workshop: Workshop, variants: Sequence[Row], inside: Mapping[str
     )
 
 
-def _rater_table(workshop: Workshop, seen: RatedLabels, judged: Sequence[Rated]) -> Table:
+def _rater_table(
+    workshop: Workshop, learned: RatedLabels, seen: RatedLabels, judged: Sequence[Rated]
+) -> Table:
     """How far raters lie apart: what a model can hope for."""
     found = rater_agreement([rating for of_label in seen.ratings.values() for rating in of_label])
     patient = {files.id: files.patient for files in seen.files}
@@ -525,6 +527,7 @@ def _rater_table(workshop: Workshop, seen: RatedLabels, judged: Sequence[Rated])
         return name, len(pairs), str(errors.mae), _number(errors.rmse), None
 
     singles = rater_and_others(seen.ratings)
+    usual = float(np.mean([with_mean(stars_by_view(given))[MEAN] for given in learned.ratings.values()]))
     return Table(
         title="How far the raters agree, on the labels of the internal test",
         columns=("compared", "pairs", "mean absolute difference", "SD about zero", "ICC(1,1)"),
@@ -542,6 +545,10 @@ def _rater_table(workshop: Workshop, seen: RatedLabels, judged: Sequence[Rated])
             compared(
                 "the mean rater and the truth, mean of the views",
                 [(one.label, one.rated[MEAN], one.deserved[MEAN]) for one in judged],
+            ),
+            compared(
+                f"always {usual:.2f} stars, the mean in training, and the mean rater, mean of the views",
+                [(one.label, usual, one.rated[MEAN]) for one in judged],
             ),
         ),
         notes=(
