@@ -217,7 +217,6 @@ def test_wrong_names_and_folders(settings: Settings, tmp_path: Path, display: Di
     with pytest.raises(ConfigError, match=r"settings.json: cannot be read"):
         reproduce("robinson", settings, tmp_path / "out", display)
     assert set(EXPERIMENTS) == {"qcresunet", "voxresnet", "robinson", "dqe", "williams", "methods"}
-    assert set(EXPERIMENTS) == {"qcresunet", "voxresnet", "robinson", "methods", "dqe"}
 
 
 # ------------------------------------------------------------------------------------------------ measures
