@@ -53,7 +53,7 @@ from fedqc_simulations.experiments.predictions import (
 NAME = "williams"
 TITLE = "Williams et al., Table 1"
 ON_ANNOTATIONS = "The methods on spoiled annotations"
-QUICK_CASES = 60
+QUICK_CASES = 40
 FAILURE = 0.75
 """A prediction with a true DSC below this is a failure; what is predicted to be below it is sorted out."""
 REBUILT = "FLAIR"
@@ -77,11 +77,11 @@ def config(task: Task, quick: bool, rounds: int | None = None) -> QCConfig:
     return QCConfig(
         method=DiceRegressionMethod.name,
         rounds=rounds or (2 if quick else 12),
-        local_steps=25 if quick else 50,
-        batch_size=8,
+        local_steps=15 if quick else 50,
+        batch_size=4 if quick else 8,
         cross_check_rounds=0,
         segmenter=SegmenterConfig(
-            rounds=rounds or (2 if quick else 12), local_steps=40 if quick else 50, passes=20
+            rounds=rounds or (2 if quick else 12), local_steps=30 if quick else 50, passes=20
         ),
         reconstruction=_rebuilt(task),
         regression=RegressionConfig(input="image"),
