@@ -106,7 +106,8 @@ def draw_maps(path: Path, examples: Sequence[Example]) -> None:
             row[0].set_ylabel(f"true DSC {one.true:.2f}")
             for axes in row:
                 axes.set(xticks=[], yticks=[])
-        titles = ("reference (orange), prediction (blue)", "uncertainty", "error")
+        titles = ("image", "uncertainty", "error")
+        figure.suptitle("reference orange, prediction blue", fontsize=10)
         for axes, title in zip(panels[0], titles, strict=True):
             axes.set_title(title, fontsize=10)
         figure.colorbar(doubt, ax=panels[:, 1], shrink=0.6, location="bottom")
