@@ -165,20 +165,22 @@ def draw_comparison(
         for axes, position, label in zip(
             panels, (0, 1), ("AUROC of finding failures", "mean absolute error of the DSC"), strict=True
         ):
-            for (noise, found), color, marker in zip(
-                points.items(), (BLUE, ORANGE), ("o", "D"), strict=False
-            ):
-                pairs = [(found[name][position], row) for row, name in enumerate(methods)]
+            styles = ((BLUE, "o", -0.12), (ORANGE, "D", 0.12))  # none hides another
+            for (noise, found), (color, marker, lower) in zip(points.items(), styles, strict=True):
+                pairs = [(found[name][position], row + lower) for row, name in enumerate(methods)]
                 shown = [(value, row) for value, row in pairs if value is not None]
                 x, y = [value for value, _ in shown], [row for _, row in shown]
-                axes.scatter(x, y, s=42, color=color, marker=marker, label=noise, zorder=3)
+                label_once = noise if position == 0 else None
+                axes.scatter(
+                    x, y, s=42, color=color, marker=marker, label=label_once, zorder=3, clip_on=False
+                )
             axes.set(xlabel=label)
             axes.grid(axis="y", color=GREY, alpha=0.3, linewidth=0.6)
         panels[0].set_yticks(range(len(methods)), methods)
-        panels[0].set(xlim=(None, 1.005))
+        panels[0].set(xlim=(None, 1.0))
         panels[1].set(xlim=(0, None))
         panels[0].invert_yaxis()
-        panels[1].legend(frameon=False, title="candidates spoiled")
+        figure.legend(frameon=False, loc="outside upper center", ncols=2, title="candidates spoiled")
         figure.savefig(path, dpi=150)
 
 
