@@ -15,8 +15,8 @@ from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.sources import Source
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.config import QCConfig
-from fedqc.degradation.samples import DrawnLabels, StoredLabels
+from fedqc.config import NetworkConfig, QCConfig
+from fedqc.degradation.samples import ALL_KINDS, DrawnLabels, StoredLabels
 from fedqc.errors import ConfigError, ProtocolError
 from fedqc.methods.cross_fitting import fold_of, is_for_fitting
 from fedqc.ratings import Rating
@@ -167,6 +167,8 @@ class Method(ABC):
     name: ClassVar[str]
     judges: ClassVar[Literal["label", "prediction"]]
     """Whether it judges the label it is given or only its own prediction; curation refuses the latter."""
+    network_options: ClassVar[frozenset[str]] = frozenset()
+    """Keys of `qc.network` that it has a use for; it refuses the others."""
     figures: ClassVar[tuple[str, ...]] = ("qi",)
     """Which of `Score.figures` it has."""
     needs_references: ClassVar[bool] = False
@@ -180,6 +182,16 @@ class Method(ABC):
     def __init__(self, task: Task, config: QCConfig) -> None:
         self.task = task
         self.config = config
+        unknown = [kind for kind in config.leave_out if kind not in ALL_KINDS]
+        if unknown:
+            raise ConfigError(
+                f"qc.leave_out names {', '.join(unknown)}; kinds of label error are {', '.join(ALL_KINDS)}"
+            )
+        if useless := sorted(chosen_options(config.network) - self.network_options):
+            raise ConfigError(
+                f"qc.network.{useless[0]} is of no use to qc.method {self.name!r}, which takes "
+                f"{', '.join(sorted(self.network_options)) or 'none of these keys'}; leave it out"
+            )
 
     def scored_regions(self) -> dict[str, tuple[int, ...]]:
         """What is scored: the class indices of each region by its name; the task's regions."""
@@ -274,6 +286,12 @@ class Method(ABC):
             what.
         """
         return None
+
+
+def chosen_options(network: NetworkConfig) -> frozenset[str]:
+    """The keys of `qc.network` that are not as they are where nobody sets them."""
+    default = NetworkConfig().model_dump()
+    return frozenset(name for name, value in network.model_dump().items() if value != default[name])
 
 
 def part_of(network: nn.Module, part: str) -> nn.Module:

@@ -18,10 +18,20 @@ from torch import Tensor, nn
 from fedqc.cases.cached import ChosenCases
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.config import QCConfig
+from fedqc.config import NetworkConfig, QCConfig
 from fedqc.degradation.samples import ALL_KINDS, degrade_cases
 from fedqc.errors import ConfigError
-from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, get_method, part_of
+from fedqc.methods.base import (
+    Known,
+    Method,
+    RoundPlan,
+    RoundResult,
+    Score,
+    Stage,
+    chosen_options,
+    get_method,
+    part_of,
+)
 from fedqc.methods.calibration import MonotoneMap
 from fedqc.methods.cross_fitting import is_for_fitting
 from fedqc.task import Task
@@ -71,16 +81,21 @@ class CombineMethod(Method):
     judges = "label"
 
     def __init__(self, task: Task, config: QCConfig) -> None:
+        kinds = {name: get_method(name) for name in config.combine.methods}
+        options = (kind.network_options for kind in kinds.values())
+        self.network_options = frozenset().union(*options)  # type: ignore[misc]  # it depends on the methods
         super().__init__(task, config)
         self.methods: dict[str, Method] = {}
-        for name in config.combine.methods:
-            kind = get_method(name)
+        for name, kind in kinds.items():
             if kind.judges != "label":
                 raise ConfigError(
                     f"qc.combine.methods names {name!r}, which judges its own prediction and never looks at "
                     "the annotation; name methods that judge the label"
                 )
-            self.methods[name] = kind(task, config.model_copy(update={"method": name}))
+            foreign = chosen_options(config.network) - kind.network_options
+            default = NetworkConfig().model_dump(include=set(foreign))
+            own = {"method": name, "network": config.network.model_copy(update=default)}
+            self.methods[name] = kind(task, config.model_copy(update=own))
         self.needs_references = any(  # type: ignore[misc]  # it depends on the methods
             method.needs_references for method in self.methods.values()
         )

@@ -30,7 +30,7 @@ from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
 from fedqc.degradation.samples import ALL_KINDS, Degraded, LabelFactory, SamplePool
-from fedqc.errors import ConfigError, TrainingError
+from fedqc.errors import TrainingError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
 from fedqc.ratings import FEWEST_STARS, MOST_STARS, Rating
 from fedqc.seeding import derive_seed, generator
@@ -70,11 +70,6 @@ class DQEMethod(Method):
         super().__init__(task, config)
         chosen = config.dqe
         self.look = Look(chosen.normalisation, chosen.encoding, chosen.side or default_side(task))
-        unknown = [kind for kind in config.leave_out if kind not in ALL_KINDS]
-        if unknown:
-            raise ConfigError(
-                f"qc.leave_out names {', '.join(unknown)}; kinds of label error are {', '.join(ALL_KINDS)}"
-            )
         self.needs_initial = self.is_distilled
         self.kinds = [kind for kind in ALL_KINDS if kind not in config.leave_out]
 

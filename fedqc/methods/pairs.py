@@ -16,7 +16,7 @@ from fedqc.augmentation import augment
 from fedqc.cases.cached import LabelsOf
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, halved_when_full
-from fedqc.config import NetworkConfig, QCConfig
+from fedqc.config import QCConfig
 from fedqc.degradation.samples import ALL_KINDS, LabelFactory, SamplePool
 from fedqc.errors import ConfigError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score
@@ -70,27 +70,13 @@ class PairMethod(Method):
     """
 
     judges = "label"
-    network_options: ClassVar[frozenset[str]] = frozenset()
-    """Keys of `qc.network` that the method has a use for."""
     own_settings: ClassVar[TrainSettings]
     """How the method is optimised where the configuration does not say."""
 
     def __init__(self, task: Task, config: QCConfig) -> None:
         super().__init__(task, config)
         self.regions = self.scored_regions()
-        unknown = [kind for kind in config.leave_out if kind not in ALL_KINDS]
-        if unknown:
-            raise ConfigError(
-                f"qc.leave_out names {', '.join(unknown)}; kinds of label error are {', '.join(ALL_KINDS)}"
-            )
         self.kinds = [kind for kind in ALL_KINDS if kind not in config.leave_out]
-        default = NetworkConfig().model_dump()
-        chosen = {name for name, value in config.network.model_dump().items() if value != default[name]}
-        if useless := sorted(chosen - self.network_options):
-            raise ConfigError(
-                f"qc.network.{useless[0]} is of no use to qc.method {self.name!r}, which takes "
-                f"{', '.join(sorted(self.network_options)) or 'none of these keys'}; leave it out"
-            )
         deepest = self.deepest()
         if max(deepest) <= 1 or min(deepest) < 1:  # there is no instance norm of one voxel
             raise ConfigError(

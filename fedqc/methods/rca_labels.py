@@ -23,7 +23,7 @@ from fedqc.augmentation import augment
 from fedqc.cases.cached import LabelsOf
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.config import QCConfig
+from fedqc.config import NetworkConfig, QCConfig
 from fedqc.degradation.base import Untouched
 from fedqc.degradation.samples import (
     Degraded,
@@ -67,7 +67,7 @@ class RCALabelsMethod(RobinsonMethod):
 
     def __init__(self, task: Task, config: QCConfig) -> None:
         super().__init__(task, config)
-        self.rca = RCAMethod(class_task(task), config)
+        self.rca = RCAMethod(class_task(task), config.model_copy(update={"network": NetworkConfig()}))
         self._estimates: Estimates | None = None
 
     def scored_regions(self) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ from torch import nn
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.config import CombineConfig, QCConfig, parse
+from fedqc.config import CombineConfig, NetworkConfig, QCConfig, parse
 from fedqc.degradation.samples import ALL_KINDS, degrade_cases
 from fedqc.errors import ConfigError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
@@ -217,3 +217,16 @@ def test_only_methods_that_judge_the_label(task: Task) -> None:
     for wrong in (["a"], ["a", "a"], ["combine", "a"]):
         with pytest.raises(ConfigError, match="methods"):
             parse({"methods": wrong}, CombineConfig, source="x")
+
+
+def test_each_method_gets_its_own_network_options(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Halves, "network_options", frozenset({"width", "dropout"}))
+    monkeypatch.setattr(Guess, "network_options", frozenset({"width"}))
+    config = QCConfig(
+        combine=CombineConfig(methods=("guess", "halves")), network=NetworkConfig(width=8, dropout=0.5)
+    )
+    methods = CombineMethod(task, config).methods
+    assert methods["guess"].config.network == NetworkConfig(width=8)
+    assert methods["halves"].config.network == NetworkConfig(width=8, dropout=0.5)
+    with pytest.raises(ConfigError, match="'combine', which takes dropout, width; leave it out"):
+        CombineMethod(task, config.model_copy(update={"network": NetworkConfig(attention=True)}))

@@ -114,7 +114,7 @@ def test_targets_go_with_their_labels(task: Task, candidate: Case, monkeypatch: 
 @pytest.mark.usefixtures("by_shares")
 def test_estimates_are_calibrated_on_the_references(task: Task, candidate: Case) -> None:
     """Each region by its own map, which for a measure that means nothing says what is usual."""
-    rca = RCAMethod(make(task).rca.task, make(task).config)
+    rca = make(task).rca
     estimates = Estimates(rca, REFERENCES, FP32, None)
     estimates.make(candidate, [candidate.label])
     (values,) = estimates.known(candidate).values()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
-from fedqc.config import QCConfig
+from fedqc.config import NetworkConfig, QCConfig
 from fedqc.files import replacing
 from fedqc.label_sources.folds import folds_of
 from fedqc.label_sources.store import LabelStore
@@ -75,6 +75,7 @@ class FoldNetworks(ErrorSumMethod):
     """Both networks of a fold."""
 
     def __init__(self, task: Task, config: QCConfig) -> None:
+        config = config.model_copy(update={"network": NetworkConfig()})  # which is for regressions
         super().__init__(task, config)
         self.segmenters = FoldSegmenter(task, config)
         self.reconstructors = FoldReconstructor(task, config)
@@ -162,7 +163,8 @@ class KeptMap(PairMaps):
 def make_predictions(workshop: Workshop, qc: QCConfig) -> Predictions:
     """Train the networks of each fold and let them predict its cases; what is there is not made again."""
     predictions = Predictions(workshop)
-    method, doubt = FoldNetworks(workshop.task, qc), UncertaintySumMethod(workshop.task, qc)
+    method = FoldNetworks(workshop.task, qc)
+    doubt = UncertaintySumMethod(workshop.task, method.config)
     most = math.log(workshop.task.n_classes + 1)
     for fold in range(FOLDS):
         held_out = [files for files in workshop.cases if predictions.fold_of(files) == fold]

@@ -155,7 +155,8 @@ class _ByCase(RCAMethod):
 
 def _rca(workshop: Workshop, config: QCConfig, references: Sequence[CaseFiles]) -> StoredModel:
     """RCA of classes and all of them together, calibrated on its references."""
-    qc, task = config.model_copy(update={"method": RCAMethod.name}), class_task(workshop.task)
+    own = {"method": RCAMethod.name, "network": NetworkConfig()}
+    qc, task = config.model_copy(update=own), class_task(workshop.task)
     method, cases = _ByCase(task, qc), workshop.opened(references)
     network, card = train_and_fit(
         Job(task, qc, workshop.seed),
