@@ -272,12 +272,11 @@ def untrained_notes(record: RunRecord, r: float | None = None) -> list[Note]:
         signs.append(f"its predictions hardly follow the truth (r\u00a0=\u00a0{number(r, 2)})")
     if not signs:
         return []
-    qc = record.config.get("qc", {})
-    effort = (
-        f" It had {plural(qc['rounds'], 'round')} of {plural(qc['local_steps'], 'step')}."
-        if {"rounds", "local_steps"} <= qc.keys()
-        else ""
-    )
+    if _is_nothing_trained(record):
+        text = f"The QC method cannot judge these labels: {listed(signs)}. Choose another one (`qc.method`)."
+        return [Note(text, "bad")]
+    effort = _qc_training(record)
+    effort = f" It had {effort}." if effort else ""
     return [
         Note(
             f"The QC model looks untrained: {listed(signs)}.{effort} Do not use its decisions; train longer "
@@ -375,8 +374,11 @@ def _settings(record: RunRecord) -> tuple[tuple[str, str], ...]:
     review = curation.get("review")
     known: list[tuple[str, str | None]] = [
         ("task", config.get("task")),
-        ("QC method", qc.get("method") and f"{qc['method']}, {_network(qc)}"),
-        ("QC training", _effort(qc)),
+        ("QC method", qc.get("method") and qc["method"] + _network(qc)),
+        (
+            "QC training",
+            "nothing is trained across the sites" if _is_nothing_trained(record) else _qc_training(record),
+        ),
         ("labels it learned from", kinds or None),
         (
             "kinds of error kept out of training",
@@ -405,7 +407,28 @@ def _settings(record: RunRecord) -> tuple[tuple[str, str], ...]:
 
 
 def _network(qc: Mapping[str, Any]) -> str:
-    return f"{qc.get('network', {}).get('architecture', 'default')} network"
+    """Which of a method's networks it is, where it has several."""
+    if qc["method"] not in {"qcresunet", "voxresnet"}:
+        return ""
+    return f", {qc.get('network', {}).get('architecture', 'default')} network"
+
+
+def _is_nothing_trained(record: RunRecord) -> bool:
+    """Whether the QC method has nothing that is trained."""
+    rounds: int | None = record.run.get("models", {}).get("qc", {}).get("rounds")
+    return rounds == 0
+
+
+def _qc_training(record: RunRecord) -> str | None:
+    """How the QC model was trained, in words; of a method of several parts the rounds of each."""
+    parts = {
+        stage.removeprefix("qc-"): rounds
+        for stage, rounds in stages(record).items()
+        if stage.startswith("qc-")
+    }
+    if parts:
+        return listed([f"{plural(len(rounds), 'round')} of {part}" for part, rounds in parts.items()])
+    return _effort(record.config.get("qc", {}))
 
 
 def _effort(stage: Mapping[str, Any]) -> str | None:

@@ -265,6 +265,29 @@ def test_untrained_model_is_called_so(run_folder: Path, change: Change, read_pag
 
 
 @TEXT_ONLY
+def test_a_method_that_is_not_trained_is_not_told_to_train_longer(
+    run_folder: Path, change: Change, read_page: ReadPage
+) -> None:
+    change("run.json", ("models", "qc", "rounds"), 0)
+    for site in ("north", "south", "west"):
+        change("statistics.json", ("sites", site, "calibrate", "r"), 0.05)
+    text = read_page(build_coordinator_report(run_folder)).text
+    assert "nothing is trained across the sites" in text
+    assert "The QC method cannot judge these labels: its predictions hardly follow the truth" in text
+    assert "train longer" not in text
+
+
+@TEXT_ONLY
+def test_parts_of_a_method_have_their_own_rounds(
+    run_folder: Path, change: Change, read_page: ReadPage
+) -> None:
+    rounds = json.loads((run_folder / "statistics.json").read_text())["train"]["qc"]
+    change("statistics.json", ("train",), {"qc-segmenter-1": rounds, "qc-segmenter-2": rounds[:1]})
+    text = read_page(build_coordinator_report(run_folder)).text
+    assert "3 rounds of segmenter-1 and 1 round of segmenter-2" in text
+
+
+@TEXT_ONLY
 def test_run_without_segmentation_says_so(run_folder: Path, change: Change) -> None:
     change("statistics.json", ("train", "segmentation"), None)
     for site in ("north", "south", "west"):
