@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedqc.compute import seeded
 from fedqc.errors import ConfigError
 
 IMAGE, MASKS = "image", "masks"
@@ -42,8 +43,7 @@ def augment_slice(rng: np.random.Generator, views: Tensor, n_modalities: int) ->
     moved = spatial({IMAGE: views[:n_modalities], MASKS: views[n_modalities:]})
     intensities.set_random_state(seed=int(rng.integers(2**31)))
     image = intensities(moved[IMAGE])
-    with torch.random.fork_rng(devices=[]):  # TorchIO draws from PyTorch's own generator
-        torch.manual_seed(int(rng.integers(2**31)))
+    with seeded(int(rng.integers(2**31))):
         image = artefacts(image[..., None])[..., 0]
     return torch.cat([image.clamp(0, 1), moved[MASKS]]).float()
 

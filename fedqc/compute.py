@@ -115,6 +115,17 @@ def _keep_freed_memory(*, keep: bool) -> None:
 
 
 @contextlib.contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """PyTorch's own generators, from which first weights and dropout are drawn, begin at `seed`.
+
+    Behind it they go on as before: those of the CPU, and of `device` where that is a GPU.
+    """
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
 def denormals_as_zero() -> Iterator[None]:
     """Numbers below the least exponent of fp32 count as zero in this thread and those that it starts.
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedqc.augmentation import augment
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute, halved_when_full
+from fedqc.compute import Compute, halved_when_full, seeded
 from fedqc.config import SegmentationConfig
 from fedqc.errors import ConfigError
 from fedqc.methods.base import RoundPlan, RoundResult
@@ -77,8 +77,7 @@ class Segmentation:
         # MONAI takes seconds to load, in every process that Flower starts for a message: only where used.
         from monai.networks.nets.unet import UNet  # noqa: PLC0415
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "build", "segmentation"))
+        with seeded(derive_seed(seed, "build", "segmentation")):
             network: nn.Module = UNet(
                 spatial_dims=3,
                 in_channels=len(self.task.modalities),

@@ -31,7 +31,7 @@ from fedqc.curation.manifest import (
     write_scores,
 )
 from fedqc.curation.rules import ThresholdRule
-from fedqc.degradation.samples import ALL_KINDS, DrawnLabels, degrade_cases, source_of
+from fedqc.degradation.samples import DrawnLabels, degrade_cases, source_of
 from fedqc.errors import DataError, ModelError, ProtocolError
 from fedqc.label_sources.making import (
     FOREST,
@@ -220,13 +220,12 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> CalibrationSummary
     method, network = _qc_model(request, task)
     compute = _compute(site)
     _fit(site, request, method, network, CachedCases(data.cache, training), compute)
-    kinds = [kind for kind in ALL_KINDS if kind not in request.qc.leave_out]
     rng = generator(request.seed, site.name, "calibrate", 0)
     truth: list[float] = []
     patients: list[str] = []
 
     def samples() -> Iterator[Case]:
-        for sample in degrade_cases(CachedCases(data.cache, held_back), task, kinds, rng):
+        for sample in degrade_cases(CachedCases(data.cache, held_back), task, method.kinds, rng):
             truth.append(sample.mean_dsc)
             patients.append(sample.case.patient)
             yield sample.case

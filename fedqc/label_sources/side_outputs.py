@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fedqc.augmentation import augment
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute
+from fedqc.compute import Compute, seeded
 from fedqc.label_sources.segmenters import MadeLabels, SegmenterSource
 from fedqc.methods.base import RoundPlan, RoundResult
 from fedqc.methods.pairs import scaled
@@ -44,8 +44,7 @@ class SideOutputSource(SegmenterSource):
 
     def build(self, variant: str, seed: int) -> VoxResNet:
         """A VoxResNet from modalities to classes and background."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "build", self.name, variant))
+        with seeded(derive_seed(seed, "build", self.name, variant)):
             return VoxResNet(
                 in_channels=len(self.task.modalities),
                 out_channels=self.task.n_classes + 1,

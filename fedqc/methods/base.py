@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -21,7 +21,7 @@ from fedqc.errors import ConfigError, ProtocolError
 from fedqc.methods.cross_fitting import fold_of, is_for_fitting
 from fedqc.ratings import Rating
 from fedqc.task import Task
-from fedqc.training import Progress
+from fedqc.training import Progress, TrainSettings
 from fedqc.views import VIEWS
 
 
@@ -176,6 +176,8 @@ class Method(ABC):
 
     needs_initial: bool = False
     """Whether training has to begin with a trained network of the same method (`qc.initial`)."""
+    own_settings: ClassVar[TrainSettings]
+    """How `settings` optimises where the configuration does not say."""
     references: Sequence[Case] = ()
     """The site's own reference cases, for methods and stages that need them; set before anything is done."""
 
@@ -187,6 +189,7 @@ class Method(ABC):
             raise ConfigError(
                 f"qc.leave_out names {', '.join(unknown)}; kinds of label error are {', '.join(ALL_KINDS)}"
             )
+        self.kinds = [kind for kind in ALL_KINDS if kind not in config.leave_out]
         if useless := sorted(chosen_options(config.network) - self.network_options):
             raise ConfigError(
                 f"qc.network.{useless[0]} is of no use to qc.method {self.name!r}, which takes "
@@ -214,6 +217,18 @@ class Method(ABC):
                 f"method {self.name!r} has no stage {name!r}; it has {', '.join(known) or 'none at all'}"
             )
         return known[name]
+
+    def settings(self, plan: RoundPlan) -> TrainSettings:
+        """How a round is optimised: what the configuration says, and else the method's own."""
+        named = ("learning_rate", "optimizer", "schedule", "weight_decay")
+        chosen = {name: value for name in named if (value := getattr(self.config, name)) is not None}
+        return replace(
+            self.own_settings,
+            total_steps=plan.rounds * plan.steps,
+            first_step=(plan.round - 1) * plan.steps,
+            proximal=plan.proximal,
+            **chosen,
+        )
 
     @abstractmethod
     def build(self, seed: int) -> nn.Module:

@@ -19,7 +19,7 @@ from fedqc.cases.cached import ChosenCases
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import NetworkConfig, QCConfig
-from fedqc.degradation.samples import ALL_KINDS, degrade_cases
+from fedqc.degradation.samples import degrade_cases
 from fedqc.errors import ConfigError
 from fedqc.methods.base import (
     Known,
@@ -153,11 +153,10 @@ class CombineMethod(Method):
         others = ChosenCases(cases, [index for index in range(len(cases)) if index not in set(kept)])
         for name, method in self._with_references().items():
             method.fit(part_of(network, name), others, compute, rng, progress)
-        kinds = [kind for kind in ALL_KINDS if kind not in self.config.leave_out]
         true: list[float] = []
 
         def labels() -> Iterator[Case]:
-            for sample in degrade_cases(ChosenCases(cases, kept), self.task, kinds, rng):
+            for sample in degrade_cases(ChosenCases(cases, kept), self.task, self.kinds, rng):
                 true.append(sample.mean_dsc)
                 yield sample.case
 

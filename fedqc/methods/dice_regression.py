@@ -8,20 +8,15 @@ that make the maps are trained first, in two folds (`fedqc.methods.segmenters`).
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import islice
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedqc.augmentation import augment
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute
+from fedqc.compute import Compute, seeded
 from fedqc.config import QCConfig
-from fedqc.degradation.samples import SamplePool
 from fedqc.errors import TrainingError
 from fedqc.methods.base import Known, RoundPlan, RoundResult, Score, Stage, part_of
 from fedqc.methods.pair_maps import KeptMaps, TrainedParts, pair_maps, weights_digest
@@ -65,8 +60,7 @@ class DiceRegressionMethod(PairMethod):
         for kind in self.maps.networks:
             parts |= kind.build(seed)
         width = self.config.network.width or CHANNELS[0]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "build", self.name))
+        with seeded(derive_seed(seed, "build", self.name)):
             parts[QC] = DiceRegressionNet(
                 in_channels=self.maps.channels + self.task.n_classes,
                 n_outputs=1 + len(self.regions),
@@ -100,26 +94,13 @@ class DiceRegressionMethod(PairMethod):
             part_of(network, QC), cases, plan, compute, progress, known=known
         )
 
-    def batches(
-        self, cases: Sequence[Case], pool: SamplePool, rng: np.random.Generator, steps: int, batch_size: int
-    ) -> Iterator[PairBatch]:
-        """Augmented QC samples with their maps in the place of their images."""
-        samples = (
-            (cases[recipe.case], label)
-            for chunk in pool.chunks(rng, steps * batch_size)
-            for recipe, label in zip(chunk.recipes, chunk.label, strict=True)
-        )
-        for _ in range(steps):
-            batch = list(islice(samples, batch_size))
-            chosen = [case for case, _ in batch]
-            label = torch.stack([label for _, label in batch])
-            image = torch.from_numpy(np.stack([case.image for case in chosen])).to(label.device)
-            reference = torch.from_numpy(np.stack([case.label for case in chosen])).to(label.device)
-            of_cases = self.maps.of_cases(self.parts, chosen)
-            image, reference, label, *of_cases = augment(rng, image, reference, label, *of_cases)
-            patients = [case.patient for case in chosen]
-            maps = self.maps.of_pairs(self.parts, patients, image, label, of_cases)
-            yield self.batch(rng, maps, reference, label)
+    def maps_of(self, cases: Sequence[Case]) -> list[Tensor]:
+        """What the maps are made of that depends on the cases alone."""
+        return self.maps.of_cases(self.parts, cases)
+
+    def shown(self, cases: Sequence[Case], image: Tensor, label: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """The maps, in the place of the images."""
+        return self.maps.of_pairs(self.parts, [case.patient for case in cases], image, label, maps)
 
     def losses(self, network: nn.Module, batch: PairBatch) -> dict[str, Tensor]:
         """Huber loss of the mean and the regions' DSC, regions left out that the reference does not hold.
@@ -142,17 +123,6 @@ class DiceRegressionMethod(PairMethod):
         """Judge the label of each case, in order."""
         shown = self._with(TrainedParts(compute.place(network).eval(), compute))
         return super(DiceRegressionMethod, shown).score(part_of(network, QC), cases, compute, batch_size)
-
-    def _score(self, network: nn.Module, compute: Compute, batch: Sequence[Case]) -> list[Score]:
-        """The scores of cases, whose maps take the place of their images."""
-        shown = []
-        for case in batch:
-            image = torch.from_numpy(np.array(case.image))[None].to(compute.device)
-            label = torch.from_numpy(np.array(case.label))[None].to(compute.device)
-            of_cases = self.maps.of_cases(self.parts, [case])
-            maps = self.maps.of_pairs(self.parts, [case.patient], image, label, of_cases)
-            shown.append(replace(case, image=maps[0].cpu().numpy()))
-        return super()._score(network, compute, shown)
 
     @property
     def parts(self) -> TrainedParts:

@@ -27,9 +27,9 @@ from fedqc.augmentation_2d import augment_slice
 from fedqc.cases.cached import LabelsOf
 from fedqc.cases.sources import Source
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute
+from fedqc.compute import Compute, seeded
 from fedqc.config import QCConfig
-from fedqc.degradation.samples import ALL_KINDS, Degraded, LabelFactory, SamplePool
+from fedqc.degradation.samples import Degraded, LabelFactory, SamplePool
 from fedqc.errors import TrainingError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
 from fedqc.ratings import FEWEST_STARS, MOST_STARS, Rating
@@ -40,9 +40,6 @@ from fedqc.views import VIEWS, Look, default_side, views_of_case, views_of_sourc
 
 RATER, TEACHER = "rater", "teacher"
 """Parts of the network: what is trained and rates, and what it learns from where it is distilled."""
-OWN_SETTINGS = TrainSettings(
-    learning_rate=1e-3, total_steps=1, optimizer="adamw", schedule="constant", weight_decay=0.01
-)
 DISCOUNT_LABELS = 16
 """Degraded labels that the teacher rates in each round to see what it makes of errors."""
 _KEPT_BYTES = 2**29
@@ -65,13 +62,15 @@ class DQEMethod(Method):
     name = "dqe"
     judges = "label"
     figures = ("stars", *VIEWS)
+    own_settings = TrainSettings(
+        learning_rate=1e-3, total_steps=1, optimizer="adamw", schedule="constant", weight_decay=0.01
+    )
 
     def __init__(self, task: Task, config: QCConfig) -> None:
         super().__init__(task, config)
         chosen = config.dqe
         self.look = Look(chosen.normalisation, chosen.encoding, chosen.side or default_side(task))
         self.needs_initial = self.is_distilled
-        self.kinds = [kind for kind in ALL_KINDS if kind not in config.leave_out]
 
     @property
     def is_distilled(self) -> bool:
@@ -120,8 +119,7 @@ class DQEMethod(Method):
 
         kind = DenseNet121 if self.config.dqe.architecture == "densenet121" else DenseNet201
         masks = self.task.n_classes if self.look.encoding == "tissue" else len(self.task.regions)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "build", self.name))
+        with seeded(derive_seed(seed, "build", self.name)):
             network: nn.Module = kind(
                 spatial_dims=2, in_channels=len(self.task.modalities) + masks, out_channels=1
             )
@@ -135,18 +133,6 @@ class DQEMethod(Method):
         return network
 
     # ------------------------------------------------------------------------------------------- training
-
-    def settings(self, plan: RoundPlan) -> TrainSettings:
-        """How a round is optimised: what the configuration says, and else the paper's."""
-        named = ("learning_rate", "optimizer", "schedule", "weight_decay")
-        chosen = {name: value for name in named if (value := getattr(self.config, name)) is not None}
-        return replace(
-            OWN_SETTINGS,
-            total_steps=plan.rounds * plan.steps,
-            first_step=(plan.round - 1) * plan.steps,
-            proximal=plan.proximal,
-            **chosen,
-        )
 
     def train_round(
         self,
@@ -164,8 +150,7 @@ class DQEMethod(Method):
         rater = compute.place(part_of(network, RATER))
         _mend(rater)
         rng = generator(plan.seed, "train", plan.site, plan.round)
-        with torch.random.fork_rng(devices=[compute.device] if compute.device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(plan.seed, "dropout", plan.site, plan.round))
+        with seeded(derive_seed(plan.seed, "dropout", plan.site, plan.round), compute.device):
             if self.is_distilled:
                 teacher = compute.place(part_of(network, TEACHER)).eval()
                 pool = self._pool(cases, compute, known)

@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, halved_when_full
 from fedqc.config import QCConfig
-from fedqc.degradation.samples import ALL_KINDS, degrade_cases
-from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
-from fedqc.methods.region_calibration import RegionCalibration
+from fedqc.degradation.samples import degrade_cases
+from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage
+from fedqc.methods.region_calibration import CALIBRATION, RegionCalibration, calibration_of
 from fedqc.methods.segmenters import Segmenters
 from fedqc.metrics.overlap import overlap
 from fedqc.task import Task
 from fedqc.training import Progress
 
-CALIBRATION = "calibration"
-"""Name of the part that `fit` fits."""
 SPREAD = (0.025, 0.975)
 """Quantiles of the DSC with single passes between which the interval lies."""
 
@@ -80,9 +78,8 @@ class ExpectedDiceMethod(Method):
     ) -> None:
         """Learn from degraded labels of the reference cases which DSC an expected DSC means."""
         network = compute.place(network)
-        kinds = [kind for kind in ALL_KINDS if kind not in self.config.leave_out]
         measured, dsc, present = [], [], []
-        made = degrade_cases(cases, self.task, kinds, rng)
+        made = degrade_cases(cases, self.task, self.kinds, rng)
         for index, labels in groupby(made, key=lambda degraded: degraded.recipe.case):
             samples = self.segmenters.predict(network, cases[index], compute).samples
             for degraded in labels:
@@ -92,9 +89,8 @@ class ExpectedDiceMethod(Method):
                 present.append([name in degraded.dsc for name in self.regions])
             if progress is not None:
                 progress(index + 1, len(cases))
-        calibration = part_of(network, CALIBRATION)
-        if measured and isinstance(calibration, RegionCalibration):
-            calibration.fit(np.array(measured), np.array(dsc), np.array(present))
+        if measured:
+            calibration_of(network).fit(np.array(measured), np.array(dsc), np.array(present))
 
     def score(
         self,
@@ -116,7 +112,7 @@ class ExpectedDiceMethod(Method):
         single = agreement(label, samples, tuple(self.regions.values()))
         ends = torch.tensor(SPREAD, device=single.device)
         values = torch.cat([single.mean(dim=0, keepdim=True), single.quantile(ends, dim=0)])
-        (quality, *regions), low, high = part_of(network, CALIBRATION)(values).tolist()
+        (quality, *regions), low, high = calibration_of(network)(values).tolist()
         wrong = torch.stack([sample != label for sample in samples]).float().mean(dim=0)
         return [
             Score(

@@ -3,10 +3,9 @@
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,15 +14,15 @@ from torch import Tensor, nn
 from fedqc.augmentation import augment
 from fedqc.cases.cached import LabelsOf
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute, halved_when_full
+from fedqc.compute import Compute, halved_when_full, seeded
 from fedqc.config import QCConfig
-from fedqc.degradation.samples import ALL_KINDS, LabelFactory, SamplePool
+from fedqc.degradation.samples import LabelFactory, SamplePool
 from fedqc.errors import ConfigError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score
 from fedqc.metrics.overlap import error_map, one_hot, overlap
 from fedqc.seeding import derive_seed, generator
 from fedqc.task import Task
-from fedqc.training import Progress, TrainSettings, train
+from fedqc.training import Progress, train
 
 VOXELS_AT_ONCE = 2**20
 """Voxels that are scored at a time, unless a single case has more."""
@@ -70,13 +69,10 @@ class PairMethod(Method):
     """
 
     judges = "label"
-    own_settings: ClassVar[TrainSettings]
-    """How the method is optimised where the configuration does not say."""
 
     def __init__(self, task: Task, config: QCConfig) -> None:
         super().__init__(task, config)
         self.regions = self.scored_regions()
-        self.kinds = [kind for kind in ALL_KINDS if kind not in config.leave_out]
         deepest = self.deepest()
         if max(deepest) <= 1 or min(deepest) < 1:  # there is no instance norm of one voxel
             raise ConfigError(
@@ -112,18 +108,6 @@ class PairMethod(Method):
             image = image.to(torch.get_autocast_dtype(device))
         return torch.cat([image, one_hot(label, self.task.n_classes, image.dtype)], dim=1)
 
-    def settings(self, plan: RoundPlan) -> TrainSettings:
-        """How a round is optimised: what the configuration says, and else the method's own."""
-        named = ("learning_rate", "optimizer", "schedule", "weight_decay")
-        chosen = {name: value for name in named if (value := getattr(self.config, name)) is not None}
-        return replace(
-            self.own_settings,
-            total_steps=plan.rounds * plan.steps,
-            first_step=(plan.round - 1) * plan.steps,
-            proximal=plan.proximal,
-            **chosen,
-        )
-
     def train_round(
         self,
         network: nn.Module,
@@ -138,8 +122,7 @@ class PairMethod(Method):
         compute = compute.for_training(self.shortest_axis)
         rng = generator(plan.seed, "train", plan.site, plan.round)
         # Dropout draws from PyTorch's own generator.
-        with torch.random.fork_rng(devices=[compute.device] if compute.device.type == "cuda" else []):
-            torch.manual_seed(derive_seed(plan.seed, "dropout", plan.site, plan.round))
+        with seeded(derive_seed(plan.seed, "dropout", plan.site, plan.round), compute.device):
             pool = self.pool(cases, compute.device, known)
             batches = self.batches(cases, pool, rng, plan.steps, plan.batch_size)
             placed, settings = compute.place(network), self.settings(plan)
@@ -168,11 +151,27 @@ class PairMethod(Method):
         )
         for _ in range(steps):
             batch = list(islice(samples, batch_size))
+            chosen = [case for case, _ in batch]
             label = torch.stack([label for _, label in batch])
-            image = torch.from_numpy(np.stack([case.image for case, _ in batch])).to(label.device)
-            reference = torch.from_numpy(np.stack([case.label for case, _ in batch])).to(label.device)
-            image, reference, label = augment(rng, image, reference, label)
-            yield self.batch(rng, image, reference, label)
+            image = torch.from_numpy(np.stack([case.image for case in chosen])).to(label.device)
+            reference = torch.from_numpy(np.stack([case.label for case in chosen])).to(label.device)
+            image, reference, label, *maps = augment(rng, image, reference, label, *self.maps_of(chosen))
+            yield self.batch(rng, self.shown(chosen, image, label, maps), reference, label)
+
+    def maps_of(self, cases: Sequence[Case]) -> list[Tensor]:
+        """What `shown` needs of N cases beside their images: each `[N, X, Y, Z]`, moved as a label is."""
+        return []
+
+    def shown(self, cases: Sequence[Case], image: Tensor, label: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """What the network sees beside the labels, `[N, C', X, Y, Z]`: the images, unless a method has maps.
+
+        Args:
+            cases: whose images and labels they are.
+            image: `[N, C, X, Y, Z]`.
+            label: `[N, X, Y, Z]`, to be judged.
+            maps: what `maps_of` made.
+        """
+        return image
 
     def batch(self, rng: np.random.Generator, image: Tensor, reference: Tensor, label: Tensor) -> PairBatch:
         """Pairs and the truth about them; `rng` is for methods that draw a part of each volume."""
@@ -202,6 +201,7 @@ class PairMethod(Method):
         """The scores of cases that fit into memory together."""
         image = torch.from_numpy(np.stack([case.image for case in batch])).to(compute.device)
         label = torch.from_numpy(np.stack([case.label for case in batch])).to(compute.device)
+        image = self.shown(batch, image, label, self.maps_of(batch))
         with compute.autocast():
             found = self.judge(network, image, label)
         quality, regions = (values.float().clamp(0, 1).tolist() for values in (found.quality, found.regions))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedqc.compute import seeded
 from fedqc.config import QCConfig
 from fedqc.errors import ConfigError
 from fedqc.methods.pairs import Judgement, PairBatch, PairMethod, quality_loss
@@ -60,8 +61,7 @@ class QCResUNetMethod(PairMethod):
             if value is not None
         }
         in_channels = len(self.task.modalities) + self.task.n_classes
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "build", self.name))
+        with seeded(derive_seed(seed, "build", self.name)):
             if chosen.architecture == "published":
                 return QCResUNet(
                     in_channels=in_channels,

@@ -18,11 +18,11 @@ from torch import nn
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
-from fedqc.degradation.samples import ALL_KINDS, degrade_cases
+from fedqc.degradation.samples import degrade_cases
 from fedqc.errors import DataError, TrainingError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage
-from fedqc.methods.calibration import MonotoneMap
 from fedqc.methods.neighbours import Features, Neighbours, appearance
+from fedqc.methods.region_calibration import CALIBRATION, RegionCalibration, calibration_of
 from fedqc.methods.registration import Registration
 from fedqc.task import Task
 from fedqc.training import Progress
@@ -50,6 +50,11 @@ class Estimate:
     """`[L]`, over the regions that the label holds or lacks wrongly."""
     compared: tuple[str, ...]
     """Ids of the references, the most similar first."""
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """`[L, 1 + R]`, of whole labels and of their regions."""
+        return np.concatenate([self.mean[:, None], self.regions], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,8 +103,7 @@ class RCAMethod(Method):
 
     def build(self, seed: int) -> nn.Module:
         """Part `calibration`: one map for the quality and one for each region, which change nothing yet."""
-        maps = nn.ModuleList(MonotoneMap() for _ in range(1 + len(self.regions)))
-        return nn.ModuleDict({"calibration": maps})
+        return nn.ModuleDict({CALIBRATION: RegionCalibration(len(self.regions))})
 
     def train_round(
         self,
@@ -140,28 +144,22 @@ class RCAMethod(Method):
             rng: draws cases and errors.
             progress: told after every case.
         """
-        kinds = [kind for kind in ALL_KINDS if kind not in self.config.leave_out]
-        raw: list[list[float]] = [[] for _ in range(1 + len(self.regions))]
-        true: list[list[float]] = [[] for _ in raw]
+        names = list(self.scored_regions())
+        measured, dsc, present = [], [], []
         drawn = rng.permutation(len(cases))[: self.config.rca.calibration]
         for done, index in enumerate(drawn, start=1):
             case = cases[int(index)]
             if not self._others(case, compute):
                 continue
-            spoiled = list(degrade_cases([case], self.task, kinds, rng))
+            spoiled = list(degrade_cases([case], self.task, self.kinds, rng))
             found = self.estimate(case, [one.case.label for one in spoiled], compute)
-            for one, mean, regions in zip(spoiled, found.mean, found.regions, strict=True):
-                raw[0].append(float(mean))
-                true[0].append(one.mean_dsc)
-                for position, name in enumerate(self.scored_regions(), start=1):
-                    if name in one.dsc:
-                        raw[position].append(float(regions[position - 1]))
-                        true[position].append(one.dsc[name])
+            measured.append(found.values)
+            dsc += [[one.mean_dsc, *(one.dsc.get(name, 0.0) for name in names)] for one in spoiled]
+            present += [[name in one.dsc for name in names] for one in spoiled]
             if progress is not None:
                 progress(done, len(drawn))
-        for one_map, measured, known in zip(_maps(network), raw, true, strict=True):
-            if measured:
-                one_map.fit(measured, known)
+        if measured:
+            calibration_of(network).fit(np.concatenate(measured), np.array(dsc), np.array(present))
 
     def score(
         self,
@@ -175,19 +173,11 @@ class RCAMethod(Method):
         Raises:
             DataError: there is no reference case of another patient.
         """
-        quality, *regions = _maps(network)
+        calibration = calibration_of(network)
         for case in cases:
             found = self.estimate(case, [case.label], compute)
-            yield Score(
-                case_id=case.id,
-                quality=float(quality(found.mean)[0]),
-                regions={
-                    name: float(one_map(value)[0])
-                    for name, one_map, value in zip(
-                        self.scored_regions(), regions, found.regions.T, strict=True
-                    )
-                },
-            )
+            quality, *regions = calibration(torch.from_numpy(found.values))[0].tolist()
+            yield Score(case.id, quality, dict(zip(self.scored_regions(), regions, strict=True)))
 
     def estimate(self, case: Case, labels: Sequence[NDArray[np.uint8]], compute: Compute) -> Estimate:
         """What the references of other patients say of labels of one image, before calibration.
@@ -268,8 +258,3 @@ def _overview(case: Case) -> _Overview:
     small = small - small.mean()
     norm = float(np.linalg.norm(small))
     return _Overview(case.id, case.patient, small / norm if norm else small)
-
-
-def _maps(network: nn.Module) -> list[MonotoneMap]:
-    maps = network.get_submodule("calibration").children()
-    return [one for one in maps if isinstance(one, MonotoneMap)]

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedqc.augmentation import augment
 from fedqc.cases.cached import LabelsOf
@@ -37,9 +38,9 @@ from fedqc.degradation.samples import (
 from fedqc.errors import TrainingError
 from fedqc.files import write_json
 from fedqc.methods.base import FEWEST_REFERENCE_PATIENTS, Known, Stage
-from fedqc.methods.calibration import MonotoneMap
 from fedqc.methods.pairs import PairBatch
 from fedqc.methods.rca import RCAMethod
+from fedqc.methods.region_calibration import RegionCalibration, calibration_of
 from fedqc.methods.robinson import BACKGROUND, WHOLE, RobinsonMethod
 from fedqc.seeding import generator
 from fedqc.task import Task
@@ -157,7 +158,7 @@ class Estimates:
         self._names: dict[str, str] = {}
         """By the id of a case: a large image takes long to hash."""
         self._made: dict[str, dict[str, list[float]]] = {}
-        self._calibration: list[MonotoneMap] = []
+        self._calibration: RegionCalibration | None = None
 
     def known(self, case: Case) -> dict[str, list[float]]:
         """By the SHA-256 of a label of this case, the estimated DSC of each region."""
@@ -174,23 +175,22 @@ class Estimates:
 
     def make(self, case: Case, labels: Sequence[NDArray[np.uint8]]) -> None:
         """Estimate labels of one case, one or more, and keep what came out."""
-        found = self._rca.estimate(case, labels, self._compute).regions
-        columns = [one_map(column) for one_map, column in zip(self._maps(), found.T, strict=True)]
+        found = torch.from_numpy(self._rca.estimate(case, labels, self._compute).values)
         made = self.known(case)
-        for label, values in zip(labels, np.stack(columns, axis=1).tolist(), strict=True):
+        for label, (_, *values) in zip(labels, self._calibrated(found).tolist(), strict=True):
             made[digest_of(label)] = values
         if (path := self._path(self._names[case.id])) is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, made)
 
-    def _maps(self) -> list[MonotoneMap]:
-        """What an estimate of each region means, fitted to the references when it is first asked for."""
-        if not self._calibration:
+    def _calibrated(self, found: Tensor) -> Tensor:
+        """What estimates mean, which is fitted to the references when it is first asked for."""
+        if self._calibration is None:
             network = self._rca.build(0)
             self._rca.fit(network, self.references, self._compute, generator(0, "rca-labels", "fit"))
-            maps = network.get_submodule("calibration").children()
-            _, *self._calibration = (one for one in maps if isinstance(one, MonotoneMap))
-        return self._calibration
+            self._calibration = calibration_of(network)
+        meant: Tensor = self._calibration(found)
+        return meant
 
     def _digest(self) -> str:
         config = self._rca.config

@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from fedqc.methods.calibration import MonotoneMap
 
+CALIBRATION = "calibration"
+"""Name of the part of a method's network."""
+
 
 class RegionCalibration(nn.Module):
     """Maps from what a method measures to DSC, fitted on labels whose DSC is known.
@@ -43,3 +46,10 @@ class RegionCalibration(nn.Module):
     def forward(self, measured: Tensor) -> Tensor:
         """Measured values `[..., 1 + R]` to quality in [0, 1], of the same shape."""
         return torch.stack([one(measured[..., index]) for index, one in enumerate(self.maps)], dim=-1)
+
+
+def calibration_of(network: nn.Module) -> RegionCalibration:
+    """The part of a method's network that its `fit` fits."""
+    calibration = network.get_submodule(CALIBRATION)
+    assert isinstance(calibration, RegionCalibration)  # noqa: S101 - for the type checker
+    return calibration

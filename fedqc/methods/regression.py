@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute, freed_memory_returned
+from fedqc.compute import Compute, freed_memory_returned, seeded
 from fedqc.methods.base import Score
 from fedqc.methods.pairs import Judgement, PairBatch, PairMethod, quality_loss
 from fedqc.methods.qcresunet import PUBLISHED_SETTINGS
@@ -50,8 +50,7 @@ class UNetMethod(_Regression):
     def build(self, seed: int) -> PooledUNet:
         """The network, 32 channels wide where `qc.network.width` is left out."""
         chosen = self.config.network
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "build", self.name))
+        with seeded(derive_seed(seed, "build", self.name)):
             return PooledUNet(
                 in_channels=self.in_channels,
                 n_outputs=self.n_outputs,
@@ -82,8 +81,7 @@ class ResNet34Method(_Regression):
     def build(self, seed: int) -> ResNet:
         """The network, 64 channels wide where `qc.network.width` is left out."""
         chosen = self.config.network
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "build", self.name))
+        with seeded(derive_seed(seed, "build", self.name)):
             return ResNet(
                 in_channels=self.in_channels,
                 n_outputs=self.n_outputs,

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from fedqc.compute import seeded
 from fedqc.errors import ConfigError
 from fedqc.methods.pairs import Judgement, PairBatch, PairMethod, scaled
 from fedqc.metrics.overlap import region_masks
@@ -43,8 +44,7 @@ class RobinsonMethod(PairMethod):
     def build(self, seed: int) -> ResNet:
         """The network, 64 channels wide where `qc.network.width` is left out."""
         chosen = self.config.network
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "build", self.name))
+        with seeded(derive_seed(seed, "build", self.name)):
             return ResNet(
                 in_channels=len(self.task.modalities) + self.task.n_classes + 1,
                 n_outputs=len(self.regions),

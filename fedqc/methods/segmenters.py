@@ -5,9 +5,8 @@ its patient was left out of (`fedqc.methods.cross_fitting`). Further snapshots o
 weights of the one before and a learning rate that starts again (Huang et al., ICLR 2017).
 """
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute
+from fedqc.compute import Compute, seeded
 from fedqc.config import QCConfig
 from fedqc.errors import ConfigError, TrainingError
 from fedqc.methods.base import RoundPlan, RoundResult, Stage, part_of
@@ -130,8 +129,7 @@ class CrossFitted(ABC):
         """The untrained networks by their parts' names, on the CPU, the same for the same seed."""
         built: dict[str, nn.Module] = {}
         for part in self.all_parts():
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive_seed(seed, "build", part))
+            with seeded(derive_seed(seed, "build", part)):
                 built[part] = self.network()
         return built
 
@@ -168,7 +166,7 @@ class CrossFitted(ABC):
             proximal=plan.proximal,
         )
         rng = generator(plan.seed, "train", plan.stage, plan.site, plan.round)
-        with seeded(compute.device, derive_seed(plan.seed, "dropout", plan.stage, plan.site, plan.round)):
+        with seeded(derive_seed(plan.seed, "dropout", plan.stage, plan.site, plan.round), compute.device):
             batches = Segmentation.batches(cases, rng, plan.steps, plan.batch_size, compute.device)
             placed = compute.place(part_of(network, plan.stage))
             losses = train(placed, batches, self.losses, settings, compute, progress)
@@ -219,7 +217,7 @@ class Segmenters(CrossFitted):
             segmenter = part_of(network, part)
             for number in range(passes):
                 with (
-                    seeded(compute.device, derive_seed(0, "pass", case.id, part, number)),
+                    seeded(derive_seed(0, "pass", case.id, part, number), compute.device),
                     compute.autocast(),
                 ):
                     logits = segmenter(image)[0]
@@ -312,11 +310,3 @@ def ssim_loss(found: Tensor, image: Tensor) -> Tensor:
 def region_probability(probability: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:
     """Probability `[R, X, Y, Z]` of each region, of the probability `[K + 1, X, Y, Z]` of the classes."""
     return torch.stack([probability[list(members)].sum(dim=0) for members in regions]).clamp(max=1)
-
-
-@contextlib.contextmanager
-def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """PyTorch's own generators, from which dropout draws, begin at `seed`; behind it they go on as before."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -24,15 +24,12 @@ from torch import Tensor, nn
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, halved_when_full
 from fedqc.config import QCConfig
-from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
-from fedqc.methods.region_calibration import RegionCalibration
+from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage
+from fedqc.methods.region_calibration import CALIBRATION, RegionCalibration, calibration_of
 from fedqc.methods.segmenters import CrossFitted, Prediction, Reconstructors, Segmenters, region_probability
 from fedqc.metrics.overlap import overlap
 from fedqc.task import Task
 from fedqc.training import Progress
-
-CALIBRATION = "calibration"
-"""Name of the part that `fit` fits."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +119,8 @@ class VoxelSumMethod(Method):
             present.append(truth.present[0].tolist())
             if progress is not None:
                 progress(number, len(cases))
-        calibration = part_of(network, CALIBRATION)
-        if measured and isinstance(calibration, RegionCalibration):
-            calibration.fit(np.array(measured), np.array(dsc), np.array(present))
+        if measured:
+            calibration_of(network).fit(np.array(measured), np.array(dsc), np.array(present))
 
     def score(
         self,
@@ -140,7 +136,7 @@ class VoxelSumMethod(Method):
     def _score(self, network: nn.Module, compute: Compute, batch: Sequence[Case]) -> list[Score]:
         (case,) = batch
         found = self.predict(network, case, compute)
-        quality, *regions = part_of(network, CALIBRATION)(found.means).tolist()
+        quality, *regions = calibration_of(network)(found.means).tolist()
         return [Score(case.id, quality, dict(zip(self.regions, regions, strict=True)))]
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedqc.compute import seeded
 from fedqc.config import QCConfig
 from fedqc.methods.pairs import Judgement, PairBatch, PairMethod, scaled
 from fedqc.metrics.overlap import binary_dice, one_hot
@@ -48,8 +49,7 @@ class VoxResNetMethod(PairMethod):
 
     def build(self, seed: int) -> VoxResNet:
         """The network, 64 channels wide where `qc.network.width` is left out."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "build", self.name))
+        with seeded(derive_seed(seed, "build", self.name)):
             return VoxResNet(
                 in_channels=len(self.task.modalities) + self.task.n_classes,
                 out_channels=self.task.n_classes,
