@@ -27,6 +27,7 @@ from fedqc.label_sources.making import FOREST, label_store
 from fedqc.methods.base import Known, Score
 from fedqc.methods.rca import RCAMethod
 from fedqc.methods.rca_labels import class_task
+from fedqc.methods.region_calibration import calibration_of
 from fedqc.methods.robinson import WHOLE
 from fedqc.metrics.agreement import mae, mae_sd
 from fedqc.metrics.overlap import binary_dice
@@ -141,15 +142,13 @@ class _ByCase(RCAMethod):
         self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8
     ) -> Iterator[Score]:
         """Judge the label of each case, in order; cases of one id have one image."""
-        _, *maps = network.get_submodule("calibration").children()
+        calibration = calibration_of(network)
         for _, group in groupby(cases, key=lambda case: case.id):
             same = list(group)
-            found = self.estimate(same[0], [case.label for case in same], compute).regions
-            for case, values in zip(same, found, strict=True):
-                regions = {
-                    name: float(one_map(value[None])[0])
-                    for name, one_map, value in zip(self.scored_regions(), maps, values, strict=True)
-                }
+            found = self.estimate(same[0], [case.label for case in same], compute)
+            meant = calibration(torch.from_numpy(found.values)).tolist()
+            for case, (_, *values) in zip(same, meant, strict=True):
+                regions = dict(zip(self.scored_regions(), values, strict=True))
                 yield Score(case.id, regions[WHOLE], regions)
 
 
