@@ -42,6 +42,8 @@ RATER, TEACHER = "rater", "teacher"
 """Parts of the network: what is trained and rates, and what it learns from where it is distilled."""
 DISCOUNT_LABELS = 16
 """Degraded labels that the teacher rates in each round to see what it makes of errors."""
+ROUND_LABELS = 64
+"""Labels that are distilled from in a round, at most: making one takes a second at full size, a step too."""
 _KEPT_BYTES = 2**29
 """Of views that are kept from one step to the next."""
 
@@ -202,7 +204,7 @@ class DQEMethod(Method):
         plan: RoundPlan,
         compute: Compute,
     ) -> Iterator[tuple[Tensor, float]]:
-        """Slices of labels of known quality, augmented, with what they deserve; without end."""
+        """Slices of labels of known quality, each time augmented anew, with what they deserve; without end."""
         untouched = _Views(self, cases)
         own: dict[int, Tensor] = {}
 
@@ -222,16 +224,18 @@ class DQEMethod(Method):
                 errors.append(dsc)
                 kept.append(float((mean - FEWEST_STARS) / (whole - FEWEST_STARS).clamp(min=1e-6)))
         discount = _Discount(np.array(errors), np.array(kept))
-        enough = plan.steps * -(-plan.batch_size // len(VIEWS))
-        while True:  # more than once only where labels were empty
-            for chunk in pool.chunks(rng, enough):
-                for case, label, dsc in _each(chunk):
-                    views = self._views(replace(cases[case], label=label))
-                    if views is None:
-                        continue
+        enough = min(ROUND_LABELS, plan.steps * -(-plan.batch_size // len(VIEWS)))
+        slices: list[tuple[Tensor, float]] = []
+        while not slices:  # more than once only where all labels were empty
+            for case, label, dsc in (sample for chunk in pool.chunks(rng, enough) for sample in _each(chunk)):
+                views = self._views(replace(cases[case], label=label))
+                if views is not None:
                     target = FEWEST_STARS + discount.of(dsc) * (rated_by_teacher(case) - FEWEST_STARS)
-                    for seen, stars in zip(views, target.tolist(), strict=True):
-                        yield augment_slice(rng, seen, len(self.task.modalities)), stars
+                    slices += zip(views, target.tolist(), strict=True)
+        while True:
+            for which in rng.permutation(len(slices)):
+                seen, stars = slices[which]
+                yield augment_slice(rng, seen, len(self.task.modalities)), stars
 
     def _views(self, case: Case) -> Tensor | None:
         """The views of a case; None of an empty label where that is an error."""
