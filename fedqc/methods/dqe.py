@@ -204,7 +204,7 @@ class DQEMethod(Method):
         plan: RoundPlan,
         compute: Compute,
     ) -> Iterator[tuple[Tensor, float]]:
-        """Slices of labels of known quality, each time augmented anew, with what they deserve; without end."""
+        """Slices of labels of known quality, augmented anew each time, and what they deserve; without end."""
         untouched = _Views(self, cases)
         own: dict[int, Tensor] = {}
 
