@@ -264,9 +264,10 @@ class SegmenterConfig(FrozenModel):
     They are trained in two folds on all valid cases (cross-fitting).
     """
 
-    rounds: int = Field(default=10, ge=1)
-    """Of each fold's segmenter."""
-    local_steps: int = Field(default=50, ge=1)
+    rounds: int | None = Field(default=None, ge=1)
+    """Of each fold's segmenter; left out: half of `qc.rounds`, as there are two folds."""
+    local_steps: int | None = Field(default=None, ge=1)
+    """Left out: as `qc.local_steps`."""
     batch_size: int = Field(default=2, ge=1)
     learning_rate: float = Field(default=3e-3, gt=0)
     channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] = Field(

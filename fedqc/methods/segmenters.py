@@ -72,6 +72,8 @@ class CrossFitted(ABC):
     def __init__(self, task: Task, config: QCConfig, snapshots: int = 1) -> None:
         self.task = task
         self.config = config.segmenter
+        self.rounds = self.config.rounds or -(-config.rounds // 2)
+        self.local_steps = self.config.local_steps or config.local_steps
         self.snapshots = snapshots
         with torch.device("meta"):
             deepest = self.network().deepest(task.size)
@@ -105,7 +107,6 @@ class CrossFitted(ABC):
 
     def stages(self) -> tuple[Stage, ...]:
         """One for each network; those of further snapshots are half as long as the first."""
-        config = self.config
         found = []
         for fold in FOLDS:
             before = ""
@@ -113,9 +114,9 @@ class CrossFitted(ABC):
                 found.append(
                     Stage(
                         name=part,
-                        rounds=-(-config.rounds // 2) if before else config.rounds,
-                        local_steps=config.local_steps,
-                        batch_size=config.batch_size,
+                        rounds=-(-self.rounds // 2) if before else self.rounds,
+                        local_steps=self.local_steps,
+                        batch_size=self.config.batch_size,
                         part=part,
                         starts_from=before,
                         learns_from="all",

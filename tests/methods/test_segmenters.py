@@ -78,6 +78,14 @@ def test_the_stages_leave_each_fold_out_once_and_learn_from_all_valid_cases(task
         assert (stage.rounds, stage.local_steps, stage.batch_size) == (4, 7, 2)
 
 
+def test_rounds_and_steps_follow_those_of_the_method_where_nobody_sets_them(task: Task) -> None:
+    few = {"channels": (4, 8)}
+    stages = Segmenters(
+        task, QCConfig.model_validate({"segmenter": few, "rounds": 7, "local_steps": 5})
+    ).stages()
+    assert [(stage.rounds, stage.local_steps) for stage in stages] == [(4, 5), (4, 5)]
+
+
 def test_further_snapshots_begin_where_the_one_before_ended(task: Task) -> None:
     stages = Segmenters(task, config(), snapshots=3).stages()
     assert [(stage.name, stage.starts_from, stage.rounds) for stage in stages if stage.fold == 1] == [

@@ -58,9 +58,8 @@ class OneOfAFold(CrossFitted):
 
     def stages(self) -> tuple[Stage, ...]:
         """The one's, on whatever cases it is given."""
-        config = self.config
-        one = Stage(self.kind, config.rounds, config.local_steps, config.batch_size, part=self.kind)
-        return (one,)
+        batch_size = self.config.batch_size
+        return (Stage(self.kind, self.rounds, self.local_steps, batch_size, part=self.kind),)
 
 
 class FoldSegmenter(OneOfAFold, Segmenters):
