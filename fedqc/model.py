@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self, overload
+from typing import Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from fedqc import __version__
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.preprocessing import preprocess
-from fedqc.cases.volumes import Case
+from fedqc.cases.volumes import Case, sha256_file
 from fedqc.config import FrozenModel, QCConfig, SegmentationConfig, parse
-from fedqc.errors import ConfigError, ModelError
+from fedqc.errors import ConfigError, DataError, ModelError
+from fedqc.lazy import Lazy
 from fedqc.methods.base import Method, get_method
 from fedqc.segmentation import Segmentation
 from fedqc.task import Task
@@ -29,6 +30,8 @@ WEIGHTS = "weights.safetensors"
 CARD = "card.json"
 _PICKLES = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")
 """Endings of files whose opening can run any program."""
+_KEPT_BYTES = 2**30
+"""Of prepared reference cases that stay in memory."""
 
 
 class ReferenceFiles(FrozenModel):
@@ -38,6 +41,20 @@ class ReferenceFiles(FrozenModel):
     patient: str
     images: tuple[Path, ...]
     label: Path
+    sha256: tuple[str, ...]
+    """Of these files' content: a card from elsewhere cannot make other files of this machine references."""
+
+    @model_validator(mode="after")
+    def _one_hash_a_file(self) -> Self:
+        if len(self.sha256) != len(self.images) + 1:
+            msg = f"reference {self.id!r} has {len(self.images) + 1} files, found {len(self.sha256)} hashes"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def files(self) -> CaseFiles:
+        """The case."""
+        return CaseFiles(self.id, self.patient, self.images, self.label)
 
 
 class ModelCard(FrozenModel):
@@ -147,7 +164,7 @@ def load_model(folder: Path, task: Task | None = None) -> StoredModel:
     method = get_method(card.qc.method)(card.task, card.qc)
     network = method.build(card.seed)
     load_weights(network, state, source=str(folder / WEIGHTS))
-    method.references = _OpenedReferences(card)
+    method.references = _OpenedReferences(card, folder / CARD)
     return StoredModel(card, method, network, sha256)
 
 
@@ -156,30 +173,54 @@ def reference_files(method: Method, cases: Sequence[CaseFiles]) -> tuple[Referen
     if not method.needs_references:
         return ()
     return tuple(
-        ReferenceFiles(id=files.id, patient=files.patient, images=files.files[:-1], label=files.files[-1])
+        ReferenceFiles(
+            id=files.id,
+            patient=files.patient,
+            images=files.files[:-1],
+            label=files.files[-1],
+            sha256=tuple(map(sha256_file, files.files)),
+        )
         for files in cases
     )
 
 
-class _OpenedReferences(Sequence[Case]):
-    """The reference cases of a model's card, each read when it is asked for."""
+class _OpenedReferences(Lazy[Case]):
+    """The reference cases of a model's card, prepared when asked for, and kept while there is room.
 
-    def __init__(self, card: ModelCard) -> None:
+    Args:
+        card: Of the model.
+        source: Where the card lies.
+    """
+
+    def __init__(self, card: ModelCard, source: Path) -> None:
         self._card = card
+        self._source = source
+        self._kept: dict[int, Case] = {}
+        self._free = _KEPT_BYTES
 
     def __len__(self) -> int:
         return len(self._card.references)
 
-    @overload
-    def __getitem__(self, index: int) -> Case: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Case]: ...
-    def __getitem__(self, index: int | slice) -> Case | Sequence[Case]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(len(self))[index]]
+    def make(self, index: int) -> Case:
+        """Prepare a case.
+
+        Raises:
+            DataError: a file cannot be read, or is not what it was.
+        """
+        if index in self._kept:
+            return self._kept[index]
         one = self._card.references[index]
-        files = CaseFiles(id=one.id, patient=one.patient, images=one.images, label=one.label)
-        return preprocess(files, self._card.task)
+        for path, sha256 in zip(one.files.files, one.sha256, strict=True):
+            if sha256_file(path) != sha256:
+                raise DataError(
+                    f"{path}: its content is not that of reference {one.id} in {self._source}; restore the "
+                    "file, or make the model again"
+                )
+        case = preprocess(one.files, self._card.task)
+        self._free -= case.image.nbytes + case.label.nbytes
+        if self._free >= 0:
+            self._kept[index] = case
+        return case
 
 
 def load_segmentation(folder: Path, task: Task | None = None) -> StoredSegmentation:

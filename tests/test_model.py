@@ -7,15 +7,27 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.volumes import write_volume
 from fedqc.config import QCConfig, SegmentationConfig
-from fedqc.errors import ConfigError, ModelError
+from fedqc.errors import ConfigError, DataError, ModelError
 from fedqc.methods.base import get_method
-from fedqc.model import CARD, WEIGHTS, ModelCard, has_model, load_model, load_segmentation, save_model
+from fedqc.model import (
+    CARD,
+    WEIGHTS,
+    ModelCard,
+    has_model,
+    load_model,
+    load_segmentation,
+    reference_files,
+    save_model,
+)
 from fedqc.segmentation import Segmentation
 from fedqc.task import Task
 
@@ -392,3 +404,53 @@ def test_a_method_that_is_not_installed(folder: Path) -> None:
     (folder / CARD).write_text(json.dumps(card))
     with pytest.raises(ConfigError, match=r"'oracle' is unknown; installed: .*qcresunet"):
         load_model(folder)
+
+
+# ------------------------------------------------------------------------------------ references
+
+
+@pytest.fixture
+def compares(tmp_path: Path, task: Task, card: ModelCard) -> Path:
+    """A model that compares with two reference cases."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for name in ("one", "two"):
+        image, label = tmp_path / f"{name}-image.nii", tmp_path / f"{name}-label.nii"
+        write_volume(image, rng.normal(size=(16, 16, 16)).astype(np.float32), np.eye(4))
+        write_volume(label, rng.integers(3, size=(16, 16, 16)).astype(np.uint8), np.eye(4))
+        cases.append(CaseFiles(name, f"patient-{name}", (image,), label))
+    qc = QCConfig(method="rca")
+    method = get_method("rca")(task, qc)
+    state = method.build(0).state_dict()
+    folder = tmp_path / "models" / "rca"
+    save_model(
+        folder, state, card.model_copy(update={"qc": qc, "references": reference_files(method, cases)})
+    )
+    return folder
+
+
+def test_references_are_read_where_they_lie_and_only_once(compares: Path, tmp_path: Path) -> None:
+    references = load_model(compares).method.references
+    assert [case.patient for case in references] == ["patient-one", "patient-two"]
+    assert references[0].label.max() == 2
+    (tmp_path / "one-image.nii").unlink()
+    assert references[0] is references[0]  # prepared before it went
+    with pytest.raises(DataError, match=r"one-image\.nii.* cannot be read"):
+        load_model(compares).method.references[0]
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_a_card_cannot_make_another_file_a_reference(compares: Path, tmp_path: Path, kind: str) -> None:
+    (tmp_path / f"one-{kind}.nii").write_bytes((tmp_path / f"two-{kind}.nii").read_bytes())
+    references = load_model(compares).method.references
+    with pytest.raises(DataError, match=rf"one-{kind}\.nii.* is not that of reference one in .*card\.json"):
+        references[0]
+    assert references[1].patient == "patient-two"
+
+
+def test_a_reference_without_its_hashes_is_refused(compares: Path) -> None:
+    values = json.loads((compares / CARD).read_text())
+    values["references"][0]["sha256"].pop()
+    (compares / CARD).write_text(json.dumps(values))
+    with pytest.raises(ModelError, match="'one' has 2 files, found 1 hashes"):
+        load_model(compares)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Literal, Protocol, overload
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from fedqc.degradation.balance import histogram_balance, quantile_balance
 from fedqc.degradation.base import Degradation, Params, Untouched
 from fedqc.degradation.seggen import SegGen
 from fedqc.errors import ConfigError, TrainingError
+from fedqc.lazy import Lazy
 from fedqc.metrics.overlap import overlap
 from fedqc.task import Task
 
@@ -94,7 +95,7 @@ class DrawnLabels:
             ]
 
 
-class _Labels(Sequence[Tensor]):
+class _Labels(Lazy[Tensor]):
     """Labels as tensors, read from their (memory-mapped) arrays only when asked for."""
 
     def __init__(self, arrays: Sequence[NDArray[np.uint8]]) -> None:
@@ -103,13 +104,8 @@ class _Labels(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.arrays)
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> "_Labels": ...
-    def __getitem__(self, index: int | slice) -> "Tensor | _Labels":
-        if isinstance(index, slice):
-            return _Labels(self.arrays[index])
+    def make(self, index: int) -> Tensor:
+        """Read a label."""
         return torch.from_numpy(np.array(self.arrays[index]))
 
     def stack(self, indices: Sequence[int]) -> Tensor:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from fedqc.cases.cached import ChosenCases
 from fedqc.cases.volumes import Case
 from fedqc.errors import TrainingError
+from fedqc.lazy import Chosen
 from fedqc.seeding import derive_seed
 
 
@@ -19,7 +19,7 @@ def folds_of(patients: Iterable[str], seed: int, folds: int) -> dict[str, int]:
     return {patient: position % folds for position, patient in enumerate(order)}
 
 
-def out_of_fold(cases: Sequence[Case], fold: int, seed: int, folds: int) -> tuple[ChosenCases, ChosenCases]:
+def out_of_fold(cases: Sequence[Case], fold: int, seed: int, folds: int) -> tuple[Chosen[Case], Chosen[Case]]:
     """The cases to train on and the cases to segment, both in the order given; no patient has cases in both.
 
     Over all folds, each case is segmented once. With more folds than patients, some have none to segment.
@@ -29,8 +29,8 @@ def out_of_fold(cases: Sequence[Case], fold: int, seed: int, folds: int) -> tupl
     """
     patients = [case.patient for case in cases]
     fold_of = folds_of(patients, seed, folds)
-    train_on = ChosenCases(cases, [i for i, patient in enumerate(patients) if fold_of[patient] != fold])
-    to_segment = ChosenCases(cases, [i for i, patient in enumerate(patients) if fold_of[patient] == fold])
+    train_on = Chosen(cases, [i for i, patient in enumerate(patients) if fold_of[patient] != fold])
+    to_segment = Chosen(cases, [i for i, patient in enumerate(patients) if fold_of[patient] == fold])
     if to_segment and not train_on:
         raise TrainingError(
             f"no case is left to train a segmenter on: all {len(cases)} in {folds} fold(s) are of "

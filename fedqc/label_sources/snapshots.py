@@ -6,7 +6,6 @@ small that quality rises slowly, and segments after every round.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import overload
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import SegmentationConfig, SourcesConfig
 from fedqc.label_sources.segmenters import MadeLabels, SegmenterSource
+from fedqc.lazy import Lazy
 from fedqc.methods.base import RoundPlan, RoundResult
 from fedqc.seeding import derive_seed
 from fedqc.segmentation import Segmentation
@@ -85,7 +85,7 @@ class SnapshotSource(SegmenterSource):
         return [({}, logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy())]
 
 
-class _Channels(Sequence[Case]):
+class _Channels(Lazy[Case]):
     """Cases with some of their modalities, each read when it is asked for."""
 
     def __init__(self, cases: Sequence[Case], channels: tuple[int, ...]) -> None:
@@ -95,13 +95,8 @@ class _Channels(Sequence[Case]):
     def __len__(self) -> int:
         return len(self._cases)
 
-    @overload
-    def __getitem__(self, index: int) -> Case: ...
-    @overload
-    def __getitem__(self, index: slice) -> "_Channels": ...
-    def __getitem__(self, index: int | slice) -> "Case | _Channels":
-        if isinstance(index, slice):
-            return _Channels(self._cases[index], tuple(self._channels))
+    def make(self, index: int) -> Case:
+        """A case with these modalities."""
         case = self._cases[index]
         return replace(case, image=case.image[self._channels])
 

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fedqc.cases.cached import ChosenCases
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import NetworkConfig, QCConfig
 from fedqc.degradation.samples import degrade_cases
 from fedqc.errors import ConfigError
+from fedqc.lazy import Chosen
 from fedqc.methods.base import (
     Known,
     Method,
@@ -150,13 +150,13 @@ class CombineMethod(Method):
     ) -> None:
         """Let each method fit what it fits on the patients it learned from, then join them on the others."""
         kept = [index for index, case in enumerate(cases) if is_for_fitting(case.patient)]
-        others = ChosenCases(cases, [index for index in range(len(cases)) if index not in set(kept)])
+        others = Chosen(cases, [index for index in range(len(cases)) if index not in set(kept)])
         for name, method in self._with_references().items():
             method.fit(part_of(network, name), others, compute, rng, progress)
         true: list[float] = []
 
         def labels() -> Iterator[Case]:
-            for sample in degrade_cases(ChosenCases(cases, kept), self.task, self.kinds, rng):
+            for sample in degrade_cases(Chosen(cases, kept), self.task, self.kinds, rng):
                 true.append(sample.mean_dsc)
                 yield sample.case
 

@@ -9,11 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from fedqc.cases.cache import CaseCache
-from fedqc.cases.cached import CachedCases, ChosenCases, LabelsOf
+from fedqc.cases.cached import CachedCases, LabelsOf
 from fedqc.cases.layouts import CaseFiles
 from fedqc.compute import choose_compute
 from fedqc.config import NetworkConfig, QCConfig
 from fedqc.degradation.samples import degrade_cases
+from fedqc.lazy import Chosen
 from fedqc.methods.base import RoundPlan
 from fedqc.methods.qcresunet import QCResUNetMethod
 from fedqc.task import Task
@@ -63,7 +64,7 @@ def test_labels_are_those_of_the_cases(
 ) -> None:
     files = [make_case(str(number), label=np.roll(label, number, axis=2)) for number in range(4)]
     cases = CachedCases(CaseCache(tmp_path / "cache", task), files)
-    labels = LabelsOf(ChosenCases(cases, [3, 1]))
+    labels = LabelsOf(Chosen(cases, [3, 1]))
     assert len(labels) == 2
     assert np.array_equal(labels[1], cases[1].label)
     assert not np.array_equal(labels[0], cases[1].label)
