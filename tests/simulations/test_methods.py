@@ -1,14 +1,14 @@
 """All methods over one set of spoiled annotations: what the table says of rows whose truth is known."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fedqc_simulations.consortium import read_candidates
-from fedqc_simulations.experiments import methods
-from fedqc_simulations.experiments.base import Settings, Workshop, open_workshop
+from fedqc_simulations.experiments import methods, which_method
+from fedqc_simulations.experiments.base import Settings, Workshop, open_workshop, write_tables
 from fedqc_simulations.experiments.figures import draw_comparison
 from fedqc_simulations.experiments.methods import Candidate, Effort, Entry, Row
 from rich.console import Console
@@ -104,3 +104,66 @@ def test_all_methods_of_the_table_judge_the_label(quick: bool) -> None:
     assert len({one.name for one in entries}) == len(entries)
     assert all(one.method(task).judges == "label" for one in entries)
     assert all(stage.rounds == 3 for stage in methods._over(entries[0], 3).method(task).stages())
+
+
+def test_the_page_on_which_method_to_choose(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "_build", lambda *_: None)
+    (workshop.out / "rows").mkdir()
+    blind = [replace(one, predicted=1 - one.true) for one in candidates(0.0)]  # the wrong way round
+    for noise in methods.NOISES:
+        for name, row in (
+            ("blind", Row(tuple(blind), EFFORT)),
+            ("good", Row(candidates(0.1), Effort(None, None, 0.0, 2.0))),
+        ):
+            write_json(workshop.out / "rows" / f"{noise}-{name}.json", asdict(row))
+    tables, _ = methods.compare(workshop, [entry("blind", "qcresunet"), entry("good", "rca")])
+    write_tables(workshop, tables)
+
+    page = tmp_path / "choose.md"
+    page.write_text(f"before\n{which_method.BEGIN}\nold\n{which_method.END}\nafter\n")
+    which_method.main([str(workshop.out / "table.json"), str(page)])
+    lines = page.read_text().splitlines()
+    assert (lines[0], lines[1], lines[-2:]) == ("before", which_method.BEGIN, [which_method.END, "after"])
+    assert "old" not in lines
+    good, bad = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[4:6])
+    assert (good[0], good[1], good[-2], good[-1]) == ("GOOD", "references, also to judge", "0", "2")
+    assert good[2].startswith("1.000")
+    assert good[4].startswith("0.100")
+    assert (bad[0], bad[-2]) == ("BLIND", f"{3.2 * 20:.0f}")  # rounds of the default
+    assert bad[3].startswith("0.000")
+    assert lines[7].startswith(
+        "Scattered errors: 12 candidates of 4 sites, 9 of them failures (true DSC below 0.75)"
+    )
+
+    before = page.read_text()
+    which_method.main([str(workshop.out / "table.json"), str(page)])
+    assert page.read_text() == before
+
+    page.write_text("no place for it")
+    with pytest.raises(SystemExit):
+        which_method.main([str(workshop.out / "table.json"), str(page)])
+    assert page.read_text() == "no place for it"
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("{}", "name the table.json"),
+        ('{"tables": []}', "not the tables of all methods"),
+        (None, "No such file"),
+    ],
+)
+def test_what_is_no_table_leaves_the_page_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], table: str | None, reason: str
+) -> None:
+    file = tmp_path / "choose.md"
+    file.write_text(which_method.BEGIN + which_method.END)
+    before = file.read_text()
+    if table is not None:
+        (tmp_path / "table.json").write_text(table)
+    with pytest.raises(SystemExit):
+        which_method.main([str(tmp_path / "table.json"), str(file)])
+    assert reason in capsys.readouterr().err
+    assert file.read_text() == before

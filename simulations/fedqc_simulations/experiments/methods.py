@@ -344,6 +344,7 @@ def _table(
             "MAE (95 %)",
             "AUROC (95 %)",
             "AURC",
+            "rounds",
             "s a round",
             "MB a round",
             "s to fit",
@@ -386,6 +387,7 @@ def _cells(
         str(interval("mae")),
         str(interval("auroc")),
         aurc(predicted, 1 - true),
+        sum(stage.rounds for stage in entry.method(workshop.task).stages()),
         _number(effort.seconds_per_round),
         None if effort.bytes_per_round is None else f"{effort.bytes_per_round / 1e6:.1f}",
         _number(effort.seconds_to_fit),
@@ -394,7 +396,11 @@ def _cells(
 
 
 def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2g}" if value < 10 else f"{value:.0f}"
+    if value is None:
+        return None
+    if value < 0.001:  # there was nothing to do
+        return "0"
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 def _needs(method: Method) -> str:
