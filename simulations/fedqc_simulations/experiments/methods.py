@@ -26,6 +26,7 @@ from fedqc.cases.cached import CachedCases
 from fedqc.cases.splits import split_references
 from fedqc.config import (
     CombineConfig,
+    DQEConfig,
     FederationConfig,
     NetworkConfig,
     PrivacyConfig,
@@ -138,7 +139,7 @@ def entries(quick: bool) -> tuple[Entry, ...]:
         entry("qcresunet", "QCResUNet, corrective", network=small),
         entry("voxresnet", "VoxResNet", network=small),
         entry("resnet50", "ResNet-50", network=small, learning_rate=1e-3),
-        entry("dqe", "DQE on simulated ratings"),
+        entry("dqe", "DQE on simulated ratings", dqe=DQEConfig(batch_size=24)),
         entry("expected-dice", "Expected DSC"),
         entry("ensemble", "Ensemble agreement"),
         entry("dice-regression", "Dice regression, uncertainty"),
