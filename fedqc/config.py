@@ -326,8 +326,8 @@ class RCAConfig(FrozenModel):
     """Reference cases whose labels are spoiled to learn what an estimate means; 0: it is taken as it is."""
     voxels: int = Field(default=6000, ge=100)
     """Form `features`: voxels drawn of each case."""
-    position: float = Field(default=10.0, ge=0)
-    """Form `features`: how much a voxel's place weighs; 0 for lesions, which may lie anywhere."""
+    position: float | None = Field(default=None, ge=0)
+    """Form `features`: weight of a voxel's place; left out: the less references vary in it, the more."""
     threads: int = Field(default=1, ge=1)
     """Form `registration`: threads of SimpleITK."""
 

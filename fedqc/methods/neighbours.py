@@ -5,7 +5,7 @@ similar place: all of them vote, with the weight of a Gaussian of their distance
 on one image and the label that is to be judged, as Valindria et al. (2017) have it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,8 @@ Features = Callable[[Case], NDArray[np.float32]]
 """What each voxel of a case looks like, `[F, X, Y, Z]`."""
 BANDWIDTH = 0.2
 """Standard deviation of the Gaussian, in the distance of `_scaled`."""
+STEADIEST = 0.02
+"""Share of the body's side: places of labels are not taken to vary less, however few there are."""
 MARGIN = 5
 """Voxels around a label that it is compared in."""
 _AT_ONCE = 1024  # voxels of a reference; each takes 4 bytes for every voxel of the candidate
@@ -69,7 +71,7 @@ class Neighbours:
     voxels: int = 6000
     """Drawn of each case, as many of each class and of what is around them."""
     position: float = 10.0
-    """How much the place weighs beside the looks; 0 for lesions that may lie anywhere."""
+    """How much the place weighs beside the looks (see `weight_of_place`)."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _kept: dict[int, tuple[_Voxels, NDArray[np.uint8]]] = field(default_factory=dict, repr=False)
     """By index, what was drawn of a reference, and its classes: some 0.4 MB each instead of 450 MB."""
@@ -145,12 +147,9 @@ class Neighbours:
         indices = candidates[chosen]
         where = np.stack(np.unravel_index(indices, label.shape), axis=1)
         looks = self.features(case)[(slice(None), *where.T)].T
-        ends = bounding_box(inside) or ()
-        begin = np.array([side.start for side in ends])
-        length = np.array([max(1, side.stop - 1 - side.start) for side in ends])
         return _Voxels(
             looks=looks.astype(np.float16),
-            places=((where - begin) / length).astype(np.float32),
+            places=_places(where, inside).astype(np.float32),
             indices=indices,
             weights=(totals / np.maximum(shares, 1))[of[chosen]].astype(np.float32),
         )
@@ -164,6 +163,34 @@ class Neighbours:
         looks = (voxels.looks.astype(np.float32) - middle) / spread / np.sqrt(len(spread))
         joined = np.concatenate([looks, self.position * voxels.places], axis=1) / BANDWIDTH
         return torch.from_numpy(joined.astype(np.float32)).to(self.device)
+
+
+def weight_of_place(references: Iterable[Case]) -> float:
+    """How much a place should weigh: so that its Gaussian is as wide as the places of labels vary.
+
+    That is much for a structure that has its place in the body, and little for lesions, which lie anywhere.
+
+    Args:
+        references: cases whose labels are right; fewer than two with a label say nothing, and give 0.
+    """
+    middles = []
+    for case in references:
+        if case.label.any():
+            where = np.argwhere(case.label)
+            middles.append(_places(where, body(case) | (case.label > 0)).mean(axis=0))
+    if len(middles) < 2:
+        return 0.0
+    spread = float(np.sqrt(np.var(middles, axis=0, ddof=1).mean()))
+    return BANDWIDTH / max(spread, STEADIEST)
+
+
+def _places(where: NDArray[np.intp], inside: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Indices `[n, 3]` of voxels, as places from 0 to 1 along each side of what is inside."""
+    ends = bounding_box(inside) or ()
+    begin = np.array([side.start for side in ends])
+    length = np.array([max(1, side.stop - 1 - side.start) for side in ends])
+    places: NDArray[np.float64] = (where - begin) / length
+    return places
 
 
 def _weighted_dice(

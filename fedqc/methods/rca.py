@@ -21,7 +21,7 @@ from fedqc.config import QCConfig
 from fedqc.degradation.samples import degrade_cases
 from fedqc.errors import DataError, TrainingError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage
-from fedqc.methods.neighbours import Features, Neighbours, appearance
+from fedqc.methods.neighbours import Features, Neighbours, appearance, weight_of_place
 from fedqc.methods.region_calibration import CALIBRATION, RegionCalibration, calibration_of
 from fedqc.methods.registration import Registration
 from fedqc.task import Task
@@ -240,15 +240,17 @@ class RCAMethod(Method):
                 return
         else:
             self._overviews = tuple(_overview(case) for case in self.references)
-        chosen = self.config.rca
         self._comparison = (
-            Registration(self.references, self.regions, chosen.threads)
-            if chosen.form == "registration"
-            else Neighbours(
-                self.references, self.regions, self.features, chosen.voxels, chosen.position, compute.device
-            )
+            Registration(self.references, self.regions, self.config.rca.threads)
+            if self.config.rca.form == "registration"
+            else self._neighbours(compute.device)
         )
         self._made_for = self.references, compute.device
+
+    def _neighbours(self, device: torch.device) -> Neighbours:
+        chosen = self.config.rca
+        position = weight_of_place(self.references) if chosen.position is None else chosen.position
+        return Neighbours(self.references, self.regions, self.features, chosen.voxels, position, device)
 
 
 def _overview(case: Case) -> _Overview:

@@ -19,7 +19,7 @@ from fedqc.errors import DataError, TrainingError
 from fedqc.label_sources.forest import body
 from fedqc.methods.base import RoundPlan
 from fedqc.methods.calibration import MonotoneMap
-from fedqc.methods.neighbours import Neighbours, appearance
+from fedqc.methods.neighbours import Neighbours, appearance, weight_of_place
 from fedqc.methods.rca import RCAMethod
 from fedqc.methods.registration import Registration, register
 from fedqc.metrics.overlap import overlap
@@ -245,6 +245,40 @@ def test_other_features_can_take_the_place_of_intensities(task: Task) -> None:
     for label, expected in ((case.label, 1.0), (swapped(case.label), 0.0)):
         np.testing.assert_allclose(method.estimate(case, [label], COMPUTE).regions, expected, atol=1e-6)
     assert shown.count("case-1") == 1  # a reference is looked at once
+
+
+@pytest.mark.parametrize(
+    ("shifts", "expected"),
+    [
+        ([-4, 0, 4], 0.2 / np.sqrt(np.mean([(4 / (side - 1)) ** 2 for side in SIZE]))),  # a variance of 16
+        ([0, 0, 0], 10.0),  # never more than that
+        ([0], 0.0),  # one says nothing
+    ],
+)
+def test_a_place_weighs_the_more_the_less_references_vary_in_it(
+    shifts: list[int], expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedqc.methods.neighbours.body", lambda case: np.ones(SIZE, dtype=bool))
+    cases = []
+    for shift in shifts:
+        label = np.zeros(SIZE, np.uint8)
+        label[tuple(slice(10 + shift, 12 + shift) for _ in SIZE)] = 1
+        cases.append(replace(phantom(0), label=label))
+    assert weight_of_place([*cases, replace(cases[0], label=np.zeros(SIZE, np.uint8))]) == pytest.approx(
+        expected
+    )
+
+
+def test_the_weight_is_that_of_the_references_where_nobody_sets_it(task: Task) -> None:
+    references = [phantom(number, (shift, 0, 0)) for number, shift in enumerate((-4, 3, 0, -1))]
+    case = phantom(9, (-1, 0, 0))
+    label = [references[3].label]
+    unset, same, other = (
+        make(task, references, position=position).estimate(case, label, COMPUTE).regions
+        for position in (None, weight_of_place(references), 0.0)
+    )
+    np.testing.assert_array_equal(unset, same)
+    assert not np.array_equal(unset, other)
 
 
 # ------------------------------------------------------------------------------------- who is compared with
