@@ -77,7 +77,7 @@ def config(task: Task, quick: bool, rounds: int | None = None) -> QCConfig:
     """
     return QCConfig(
         method=DiceRegressionMethod.name,
-        rounds=rounds or (2 if quick else 12),
+        rounds=rounds or (2 if quick else 8),
         local_steps=15 if quick else 50,
         batch_size=4 if quick else 8,
         cross_check_rounds=0,
