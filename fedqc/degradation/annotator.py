@@ -171,7 +171,7 @@ class InventedComponent(Degradation):
 
 
 class SwappedClasses(Degradation):
-    """Two classes carry each other's name, or one carries the other's."""
+    """Two classes carry each other's name, one carries the other's, or all of several carry one name."""
 
     kind = "swapped-classes"
 
@@ -180,17 +180,21 @@ class SwappedClasses(Degradation):
         return len(_present(label)) > 1
 
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
-        """Draw two classes, and whether only the first is renamed."""
-        first, second = rng.choice(_present(label), 2, replace=False)
-        return {"first": int(first), "second": int(second), "both": int(rng.random() < 0.7)}
+        """Draw two classes, and whether only the first is renamed; of more than two, whether all are."""
+        present = _present(label)
+        first, second = rng.choice(present, 2, replace=False)
+        params = {"first": int(first), "second": int(second), "both": int(rng.random() < 0.7)}
+        if len(present) > 2 and rng.random() < 0.25:
+            params["all"] = 1
+        return params
 
     def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
         """Rename."""
         result = labels.clone()
         for label, old, p in zip(result, labels, params, strict=True):
             first, second = int(p["first"]), int(p["second"])
-            label[old == first] = second
-            if p["both"]:
+            label[(old > 0) if p.get("all") else (old == first)] = second
+            if p["both"] and not p.get("all"):
                 label[old == second] = first
         return result
 

@@ -238,6 +238,19 @@ def test_swapped_classes(label: Tensor) -> None:
     assert torch.equal(renamed, (label > 0).to(torch.uint8))
 
 
+@pytest.mark.parametrize("both", [0, 1])
+def test_all_of_several_classes_carry_one_name(label: Tensor, both: int) -> None:
+    third = label.clone()
+    third[0, 0, 0] = 3
+    alike = one(SwappedClasses(), third, {"first": 3, "second": 2, "both": both, "all": 1})
+    assert torch.equal(alike, 2 * (third > 0).to(torch.uint8))
+    drawn = [params.get("all", 0) for params in draws(SwappedClasses(), third, 80)]
+    assert 8 < sum(drawn) < 32
+    assert not any(
+        "all" in params for params in draws(SwappedClasses(), label, 40)
+    )  # one for the other is that
+
+
 def test_swapping_needs_two_classes(label: Tensor) -> None:
     assert not SwappedClasses().applies_to(torch.where(label == 2, 0, label))
     params = draws(SwappedClasses(), label, 40)
