@@ -20,6 +20,26 @@ def whole(shape: Sequence[int]) -> Region:
     return x, y, z
 
 
+def foreground(label: Tensor) -> Region | None:
+    """The smallest box that holds the foreground of `[X, Y, Z]`; None where there is none."""
+    columns = label.amax(dim=0)
+    sides = [label.flatten(1).amax(dim=1), columns.amax(dim=1), columns.amax(dim=0)]
+    filled = [side.nonzero().flatten().tolist() for side in sides]
+    if not filled[0]:
+        return None
+    x, y, z = (slice(voxels[0], voxels[-1] + 1) for voxels in filled)
+    return x, y, z
+
+
+def grown(region: Region, margin: int, shape: Sequence[int]) -> Region:
+    """A box with a margin of voxels on each side, as far as the volume goes."""
+    x, y, z = (
+        slice(max(0, part.start - margin), min(length, part.stop + margin))
+        for part, length in zip(region, shape, strict=True)
+    )
+    return x, y, z
+
+
 def rotation(degrees: Sequence[float]) -> Tensor:
     """The `[3, 3]` matrix that rotates about x, then y, then z by angles in degrees."""
     a, b, c = (math.radians(angle) for angle in degrees)

@@ -5,10 +5,12 @@ radius of the ball with the foreground's volume), so that one set of ranges serv
 they are chosen so that DSC reaches from about 0 to about 0.9.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedqc.degradation.base import (
@@ -20,6 +22,7 @@ from fedqc.degradation.base import (
     radius,
     smooth_field,
 )
+from fedqc.geometry import Region, foreground, grown, whole
 
 REACH = 12
 """Voxels by which a contour can move at most; bounds the cost of the distances."""
@@ -33,7 +36,7 @@ def _values(params: Sequence[Params], key: str, labels: Tensor) -> Tensor:
 
 def _present(label: Tensor) -> list[int]:
     """Class indices that occur in a label."""
-    return [int(index) for index in torch.unique(label) if index > 0]
+    return [index for index in label.flatten().bincount().nonzero().flatten().tolist() if index > 0]
 
 
 def _nearest_class(labels: Tensor, reach: int) -> tuple[Tensor, Tensor]:
@@ -48,30 +51,50 @@ def _outside(labels: Tensor, reach: int) -> Tensor:
     return distance_to(labels == 0, reach)
 
 
-def _reach(params: Sequence[Params]) -> int:
-    """Whole voxels that cover the largest `distance` of a batch."""
-    return int(np.ceil(max(float(p["distance"]) for p in params)))
+class _MovedContour(Degradation):
+    """The contour runs elsewhere, which changes nothing far from it."""
+
+    @staticmethod
+    def reach(params: Sequence[Params]) -> int:
+        """Whole voxels by which the contours of a batch move at most."""
+        return int(np.ceil(max(float(p["distance"]) for p in params)))
+
+    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+        """Move the contours in the box that holds them wherever they come to lie."""
+        result = labels.clone()
+        box = foreground(labels.amax(dim=0))
+        if box is not None:
+            region = grown(box, self.reach(params) + 1, labels.shape[1:])
+            part = (slice(None), *region)
+            result[part] = self.move(labels[part], params, region, labels.shape[1:])
+        return result
+
+    @abstractmethod
+    def move(self, labels: Tensor, params: Sequence[Params], region: Region, shape: Sequence[int]) -> Tensor:
+        """Move the contours of the part of labels that lies in a region of volumes of `shape`."""
 
 
-class UnderContouring(Degradation):
+class UnderContouring(_MovedContour):
     """The contour runs inside the structure: everything closer to the background than a distance is lost."""
 
     kind = "under-contouring"
 
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
         """Draw the distance in voxels; never so far that nothing is left."""
-        deepest = float(_outside(label[None], REACH).max())
+        box = foreground(label) or whole(label.shape)
+        around = label[grown(box, 1, label.shape)]
+        deepest = float(_outside(around[None], REACH).max())
         distance = max(1.0, float(rng.uniform(0.08, 0.4)) * radius(label))
         # Depths are exact only up to the reach, so a larger distance could still empty the label.
         return {"distance": min(distance, float(REACH), max(deepest - 0.5, 0.5))}
 
-    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+    def move(self, labels: Tensor, params: Sequence[Params], region: Region, shape: Sequence[int]) -> Tensor:
         """Set voxels within the distance of the background to background."""
-        inside = _outside(labels, _reach(params)) > _values(params, "distance", labels)
+        inside = _outside(labels, self.reach(params)) > _values(params, "distance", labels)
         return torch.where(inside, labels, torch.zeros_like(labels))
 
 
-class OverContouring(Degradation):
+class OverContouring(_MovedContour):
     """The contour runs outside the structure: background within a distance takes the nearest class."""
 
     kind = "over-contouring"
@@ -80,14 +103,14 @@ class OverContouring(Degradation):
         """Draw the distance in voxels."""
         return {"distance": min(max(1.0, float(rng.uniform(0.08, 0.5)) * radius(label)), float(REACH))}
 
-    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+    def move(self, labels: Tensor, params: Sequence[Params], region: Region, shape: Sequence[int]) -> Tensor:
         """Give background voxels within the distance the class nearest to them."""
-        nearest, index = _nearest_class(labels, _reach(params))
-        grown = (labels == 0) & (nearest <= _values(params, "distance", labels))
-        return torch.where(grown, index, labels)
+        nearest, index = _nearest_class(labels, self.reach(params))
+        grows = (labels == 0) & (nearest <= _values(params, "distance", labels))
+        return torch.where(grows, index, labels)
 
 
-class StaleLabel(Degradation):
+class StaleLabel(_MovedContour):
     """The label of an earlier scan: the structure has since grown here and shrunk there."""
 
     kind = "stale-label"
@@ -97,12 +120,17 @@ class StaleLabel(Degradation):
         distance = min(float(rng.uniform(0.15, 0.6)) * radius(label), float(REACH))
         return {"distance": distance, "growth": float(rng.uniform(-0.5, 0.5)), "seed": draw_seed(rng)}
 
-    def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
+    @staticmethod
+    def reach(params: Sequence[Params]) -> int:
+        """Whole voxels: one and a half times the distance, where place and growth add up."""
+        return int(np.ceil(_MovedContour.reach(params) * 1.5))
+
+    def move(self, labels: Tensor, params: Sequence[Params], region: Region, shape: Sequence[int]) -> Tensor:
         """Move the contour by a smooth random field (positive: outwards)."""
-        reach = int(np.ceil(_reach(params) * 1.5))
-        nearest, index = _nearest_class(labels, reach)
-        depth = nearest - _outside(labels, reach)  # negative inside
-        field = smooth_field([int(p["seed"]) for p in params], 1, 5, labels.shape[1:], labels.device)[:, 0]
+        nearest, index = _nearest_class(labels, self.reach(params))
+        depth = nearest - _outside(labels, self.reach(params))  # negative inside
+        seeds = [int(p["seed"]) for p in params]
+        field = smooth_field(seeds, 1, 5, shape, labels.device, region=region)[:, 0]
         offset = _values(params, "distance", labels) * (field + _values(params, "growth", labels))
         return torch.where(depth <= offset, index, torch.zeros_like(labels))
 
@@ -131,9 +159,11 @@ class MissedComponent(Degradation):
         """Set the piece to background."""
         result = labels.clone()
         for label, p in zip(result, params, strict=True):
-            mask = (label == int(p["class"])).cpu().numpy()
-            piece = component_at(mask, p["voxel"])
-            label[torch.from_numpy(piece).to(label.device)] = 0
+            box = foreground(label) or whole(label.shape)
+            part = label[box]
+            voxel = [index - side.start for index, side in zip(p["voxel"], box, strict=True)]
+            piece = component_at((part == int(p["class"])).cpu().numpy(), voxel)
+            part[torch.from_numpy(piece).to(label.device)] = 0
         return result
 
 
@@ -157,17 +187,34 @@ class InventedComponent(Degradation):
     def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
         """Fill the ellipsoids where the label is background."""
         result = labels.clone()
-        grid = torch.stack(
-            torch.meshgrid(*[torch.arange(n, device=labels.device) for n in labels.shape[1:]], indexing="ij"),
-            dim=-1,
-        )
         for label, p in zip(result, params, strict=True):
-            centres = torch.tensor(p["centres"], device=label.device).reshape(-1, 3)
-            axes = torch.tensor(p["axes"], device=label.device).reshape(-1, 3)
+            centres = np.array(p["centres"]).reshape(-1, 3)
+            axes = np.array(p["axes"]).reshape(-1, 3)
             for centre, half in zip(centres, axes, strict=True):
-                ball = (((grid - centre) / half) ** 2).sum(dim=-1) <= 1
-                label[ball & (label == 0)] = int(p["class"])
+                region = _box_around(centre, half, label.shape)
+                part = label[region]
+                part[_ball(centre, half, region, label.device) & (part == 0)] = int(p["class"])
         return result
+
+
+def _box_around(centre: NDArray[np.float64], half: NDArray[np.float64], shape: Sequence[int]) -> Region:
+    """The voxels of a volume that an ellipsoid may hold."""
+    start = np.clip(np.floor(centre - half), 0, shape).astype(int).tolist()
+    stop = np.clip(np.ceil(centre + half) + 1, 0, shape).astype(int).tolist()
+    x, y, z = (slice(begin, end) for begin, end in zip(start, stop, strict=True))
+    return x, y, z
+
+
+def _ball(
+    centre: NDArray[np.float64], half: NDArray[np.float64], region: Region, device: torch.device
+) -> Tensor:
+    """Which voxels of a region an ellipsoid holds."""
+    squares = [
+        ((torch.arange(part.start, part.stop, dtype=torch.float32, device=device) - middle) / length) ** 2
+        for part, middle, length in zip(region, centre.tolist(), half.tolist(), strict=True)
+    ]
+    inside: Tensor = squares[0][:, None, None] + squares[1][:, None] + squares[2] <= 1
+    return inside
 
 
 class SwappedClasses(Degradation):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedqc.degradation.base import Degradation, Params, draw_seed, smooth_field
-from fedqc.geometry import Region, rotation, source_positions
+from fedqc.geometry import Region, foreground, rotation, source_positions
 
 PUBLISHED_SIZE = (160, 192, 160)
 """Voxels of the volumes for which the paper states translation and displacement."""
@@ -49,7 +49,7 @@ class SegGen(Degradation):
         shape = label.shape
         turn, scale = rotation(params["rotation"]), float(params["scale"])
         displacement = params["displacement"]
-        box = _foreground(label)
+        box = foreground(label)
         target = box and _reached(box, turn * scale, params["translation"], displacement, shape)
         if target is None:
             return
@@ -63,17 +63,6 @@ class SegGen(Degradation):
             size = torch.tensor(displacement, dtype=torch.float32, device=label.device)
             source += field * size[:, None, None, None]
         degraded[target] = sample_nearest(label, source)
-
-
-def _foreground(label: Tensor) -> Region | None:
-    """The smallest box that holds the foreground of `[X, Y, Z]`; None where there is none."""
-    columns = label.amax(dim=0)
-    sides = [label.flatten(1).amax(dim=1), columns.amax(dim=1), columns.amax(dim=0)]
-    filled = [side.nonzero().flatten().tolist() for side in sides]
-    if not filled[0]:
-        return None
-    x, y, z = (slice(voxels[0], voxels[-1] + 1) for voxels in filled)
-    return x, y, z
 
 
 def _reached(

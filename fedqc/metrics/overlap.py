@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from fedqc.errors import DataError
+from fedqc.geometry import foreground
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ def overlap(label: Tensor, reference: Tensor, regions: Sequence[Sequence[int]]) 
     _check_shapes(label, reference)
     if not regions:
         raise DataError("no region to compare; a task names at least one")
+    if len(label) and not any(0 in region for region in regions):  # most of a scan belongs to no region
+        box = foreground(torch.maximum(label.amax(dim=0), reference.amax(dim=0)))
+        if box is not None:
+            label, reference = label[(slice(None), *box)], reference[(slice(None), *box)]
     in_label = region_masks(label, regions).flatten(2)
     in_reference = region_masks(reference, regions).flatten(2)
     n_label, n_reference = _count(in_label), _count(in_reference)

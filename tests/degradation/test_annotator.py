@@ -24,6 +24,7 @@ from fedqc.degradation.annotator import (
     annotator_errors,
 )
 from fedqc.degradation.base import Degradation, Params, radius, smooth_field
+from fedqc.geometry import Region, whole
 
 FACES = ndimage.generate_binary_structure(3, 1)
 
@@ -55,6 +56,22 @@ def test_every_kind_changes_the_label_and_replays_exactly(degradation: Degradati
         assert (result.dtype, result.shape) == (torch.uint8, label.shape)
         assert set(torch.unique(result).tolist()) <= {0, 1, 2}
         assert torch.equal(one(degradation, label, json.loads(json.dumps(p))), result)
+
+
+@pytest.mark.parametrize("kind", [UnderContouring, OverContouring, StaleLabel])
+def test_contours_move_in_a_part_of_the_volume_as_they_do_in_all_of_it(
+    kind: type[annotator._MovedContour],
+) -> None:
+    degradation, changes = kind(), 0
+    small = torch.zeros(1, 40, 36, 30, dtype=torch.uint8)
+    small[0, 3:9, 20:30, 22:30] = 1  # at two faces of the volume, or nearly
+    small[0, 5:8, 24:28, 25:30] = 2
+    region = whole(small.shape[1:])
+    for params in draws(degradation, small[0], 6):
+        everywhere = degradation.move(small, [params], region, small.shape[1:])
+        assert torch.equal(degradation.apply(small, [params]), everywhere)
+        changes += not torch.equal(everywhere, small)
+    assert changes >= 4
 
 
 def test_a_batch_gives_what_its_labels_give_alone(degradation: Degradation, labels: Tensor) -> None:
@@ -157,8 +174,8 @@ def test_a_stale_label_grows_here_and_shrinks_there(label: Tensor) -> None:
 def test_a_stale_label_without_local_change_is_contoured_evenly(
     label: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def flat(seeds: Sequence[int], channels: int, _: int, shape: Sequence[int], __: torch.device) -> Tensor:
-        return torch.zeros(len(seeds), channels, *shape)
+    def flat(seeds: Sequence[int], channels: int, *_: object, region: Region) -> Tensor:
+        return torch.zeros(len(seeds), channels, *(side.stop - side.start for side in region))
 
     monkeypatch.setattr(annotator, "smooth_field", flat)
     same = one(StaleLabel(), label, {"distance": 4.0, "growth": 0.0, "seed": 0})

@@ -26,6 +26,17 @@ def compare(label: torch.Tensor, reference: torch.Tensor) -> Overlap:
     return overlap(label, reference, REGIONS)
 
 
+def test_a_region_of_background_counts_all_of_the_volume() -> None:
+    label, reference = volume(class_1=slice(4, 6)), volume(class_1=slice(5, 7))
+    found = overlap(label, reference, ((0,), (1,)))
+    assert found.dsc[0].tolist() == pytest.approx([2 * 13 / (14 + 14), 0.5])
+
+
+def test_no_labels_have_no_overlap() -> None:
+    nothing = torch.zeros(0, 4, 4, 4, dtype=torch.uint8)
+    assert overlap(nothing, nothing, REGIONS).dsc.shape == (0, 3)
+
+
 def test_dsc_by_hand() -> None:
     # class 1: planes 0-3 against 2-5, two of four in common: 2*2/(4+4). class 2: planes 8-9 against 8-13:
     # 2*2/(2+6). Together: 2*(2+2)/(6+10).
