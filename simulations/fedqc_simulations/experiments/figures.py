@@ -156,7 +156,8 @@ def draw_comparison(
 
     Args:
         path: of the PNG.
-        points: by consortium and method, AUROC and mean absolute error; None where there is none.
+        points: by consortium (one or two) and method, AUROC and mean absolute error; None where there is
+            none.
     """
     methods = list(next(iter(points.values())))
     with matplotlib.style.context(STYLE):
@@ -166,7 +167,7 @@ def draw_comparison(
             panels, (0, 1), ("AUROC of finding failures", "mean absolute error of the DSC"), strict=True
         ):
             styles = ((BLUE, "o", -0.12), (ORANGE, "D", 0.12))  # none hides another
-            for (noise, found), (color, marker, lower) in zip(points.items(), styles, strict=True):
+            for (noise, found), (color, marker, lower) in zip(points.items(), styles, strict=False):
                 pairs = [(found[name][position], row + lower) for row, name in enumerate(methods)]
                 shown = [(value, row) for value, row in pairs if value is not None]
                 x, y = [value for value, _ in shown], [row for _, row in shown]
@@ -180,7 +181,8 @@ def draw_comparison(
         panels[0].set(xlim=(None, 1.0))
         panels[1].set(xlim=(0, None))
         panels[0].invert_yaxis()
-        figure.legend(frameon=False, loc="outside upper center", ncols=2, title="candidates spoiled")
+        if len(points) > 1:
+            figure.legend(frameon=False, loc="outside upper center", ncols=2, title="candidates spoiled")
         figure.savefig(path, dpi=150)
 
 

@@ -164,17 +164,22 @@ Points = dict[str, dict[str, tuple[float | None, float | None]]]
 """By consortium and method: AUROC of finding failures, and mean absolute error."""
 
 
-def compare(workshop: Workshop, compared: Sequence[Entry], title: str = TITLE) -> tuple[list[Table], Points]:
+def compare(
+    workshop: Workshop,
+    compared: Sequence[Entry],
+    title: str = TITLE,
+    noises: Sequence[SpoiledBy] = NOISES,
+) -> tuple[list[Table], Points]:
     """One table for each consortium, and what is drawn of them."""
     compared = [_over(entry, workshop.settings.rounds) for entry in compared]
-    for noise in NOISES:
+    for noise in noises:
         _build(workshop, noise)
-    rows = {noise: {entry.name: _row(workshop, noise, entry) for entry in compared} for noise in NOISES}
+    rows = {noise: {entry.name: _row(workshop, noise, entry) for entry in compared} for noise in noises}
     points: Points = {
         noise: {entry.title: _point(rows[noise][entry.name].candidates) for entry in compared}
-        for noise in NOISES
+        for noise in noises
     }
-    return [_table(workshop, noise, compared, rows[noise], title) for noise in NOISES], points
+    return [_table(workshop, noise, compared, rows[noise], title) for noise in noises], points
 
 
 def _over(entry: Entry, rounds: int | None) -> Entry:
