@@ -8,6 +8,7 @@ That is rarely 1 even for a perfect label, so what an estimate means is learned 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -168,21 +169,24 @@ class RCAMethod(Method):
         compute: Compute,
         batch_size: int = 8,
     ) -> Iterator[Score]:
-        """Judge the label of each case, in order.
+        """Judge the label of each case, in order; neighbours of one id are labels of one image.
 
         Raises:
             DataError: there is no reference case of another patient.
         """
         calibration = calibration_of(network)
-        for case in cases:
-            found = self.estimate(case, [case.label], compute)
-            quality, *regions = calibration(torch.from_numpy(found.values))[0].tolist()
-            yield Score(case.id, quality, dict(zip(self.scored_regions(), regions, strict=True)))
+        for _, group in groupby(cases, key=lambda case: case.id):
+            same = list(group)
+            found = self.estimate(same[0], [case.label for case in same], compute)
+            meant = calibration(torch.from_numpy(found.values)).tolist()
+            for case, (quality, *regions) in zip(same, meant, strict=True):
+                yield Score(case.id, quality, dict(zip(self.scored_regions(), regions, strict=True)))
 
     def estimate(self, case: Case, labels: Sequence[NDArray[np.uint8]], compute: Compute) -> Estimate:
         """What the references of other patients say of labels of one image, before calibration.
 
-        What takes long depends on the image alone, so that several labels take hardly longer than one. A
+        What takes long depends on the image alone, so that several labels take hardly longer than one (of
+        form `features` they share the voxels that are drawn, and come out a little different from alone). A
         region that a label does not hold is right to be missing where at least half of the references lack
         it as well: it counts as 1 and has no share in the mean. Else it counts as 0.
 

@@ -281,6 +281,23 @@ def test_the_weight_is_that_of_the_references_where_nobody_sets_it(task: Task) -
     assert not np.array_equal(unset, other)
 
 
+def test_labels_of_one_image_are_judged_together(task: Task) -> None:
+    shown: list[str] = []
+
+    def oracle(case: Case) -> NDArray[np.float32]:
+        shown.append(case.id)
+        return np.stack([case.label == 1, case.label == 2]).astype(np.float32)
+
+    method = RCAMethod(task, QCConfig(rca=RCAConfig(position=0, voxels=1500)), features=oracle)
+    method.references = [phantom(1, (2, 2, 2)), phantom(2)]
+    first, second = phantom(8), phantom(9)
+    cases = [first, replace(first, label=swapped(first.label)), second, replace(first, label=first.label)]
+    scores = list(method.score(method.build(0), cases, COMPUTE))
+    assert [score.case_id for score in scores] == ["case-8", "case-8", "case-9", "case-8"]
+    assert [score.quality for score in scores] == pytest.approx([1, 0, 1, 1], abs=1e-5)
+    assert shown.count("case-8") == 2  # once for its neighbours, once for the one behind another image
+
+
 # ------------------------------------------------------------------------------------- who is compared with
 
 

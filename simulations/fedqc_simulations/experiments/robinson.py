@@ -11,7 +11,6 @@ paper RCA has 100 references and experiment 2 fewer labels than experiment 1; he
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from fedqc.label_sources.making import FOREST, label_store
 from fedqc.methods.base import Known, Score
 from fedqc.methods.rca import RCAMethod
 from fedqc.methods.rca_labels import class_task
-from fedqc.methods.region_calibration import calibration_of
 from fedqc.methods.robinson import WHOLE
 from fedqc.metrics.agreement import mae, mae_sd
 from fedqc.metrics.overlap import binary_dice
@@ -135,28 +133,22 @@ def _vouched(training: Sequence[CaseFiles], seed: int) -> tuple[CaseFiles, ...]:
     return tuple(training[index] for index in sorted(order[: min(REFERENCES, max(2, len(training) // 3))]))
 
 
-class _ByCase(RCAMethod):
-    """RCA, which takes long over an image, of all labels of one image at once."""
+class _OfWhole(RCAMethod):
+    """RCA whose quality is that of all classes together."""
 
     def score(
         self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8
     ) -> Iterator[Score]:
-        """Judge the label of each case, in order; cases of one id have one image."""
-        calibration = calibration_of(network)
-        for _, group in groupby(cases, key=lambda case: case.id):
-            same = list(group)
-            found = self.estimate(same[0], [case.label for case in same], compute)
-            meant = calibration(torch.from_numpy(found.values)).tolist()
-            for case, (_, *values) in zip(same, meant, strict=True):
-                regions = dict(zip(self.scored_regions(), values, strict=True))
-                yield Score(case.id, regions[WHOLE], regions)
+        """Judge the label of each case, in order."""
+        for score in super().score(network, cases, compute, batch_size):
+            yield replace(score, quality=score.regions[WHOLE])
 
 
 def _rca(workshop: Workshop, config: QCConfig, references: Sequence[CaseFiles]) -> StoredModel:
     """RCA of classes and all of them together, calibrated on its references."""
     own = {"method": RCAMethod.name, "network": NetworkConfig()}
     qc, task = config.model_copy(update=own), class_task(workshop.task)
-    method, cases = _ByCase(task, qc), workshop.opened(references)
+    method, cases = _OfWhole(task, qc), workshop.opened(references)
     network, card = train_and_fit(
         Job(task, qc, workshop.seed),
         method,
