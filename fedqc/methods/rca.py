@@ -28,6 +28,8 @@ from fedqc.methods.registration import Registration
 from fedqc.task import Task
 from fedqc.training import Progress
 
+CALIBRATION_KINDS = 4
+"""Kinds of error of each reference that is spoiled to calibrate on, where labels are judged one by one."""
 _OVERVIEW = 16
 """Voxels along each side of the small images by which similar references are found."""
 
@@ -73,6 +75,10 @@ class RCAMethod(Method):
     Args:
         task: What is segmented.
         config: `qc.rca` says how labels are compared.
+        together: Judge the labels of one image at once, which takes hardly longer than one of them. They
+            share the voxels that are drawn, so it is another measure than one label at a time, with a
+            calibration of its own: for many labels of each image, as in experiments, not for a folder of
+            cases.
         features: What voxels look like to form `features`.
         clock: Seconds that pass, for `qc.rca.seconds`.
     """
@@ -87,11 +93,13 @@ class RCAMethod(Method):
         task: Task,
         config: QCConfig,
         *,
+        together: bool = False,
         features: Features = appearance,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(task, config)
         self.regions = tuple(self.scored_regions().values())
+        self.together = together
         self.features = features
         self._clock = clock
         self._overviews: tuple[_Overview, ...] = ()
@@ -133,10 +141,10 @@ class RCAMethod(Method):
         rng: np.random.Generator,
         progress: Progress | None = None,
     ) -> None:
-        """Learn what an estimate means from references whose labels are spoiled in every way.
+        """Learn what an estimate means from references whose labels are spoiled.
 
-        Each is compared with the references of other patients, as any case is. Without references of two
-        patients estimates stay as they are.
+        Each is compared with the references of other patients, and judged as labels will be: with other
+        labels of its image or alone. Without references of two patients estimates stay as they are.
 
         Args:
             network: with part `calibration`, which is fitted in place.
@@ -152,9 +160,14 @@ class RCAMethod(Method):
             case = cases[int(index)]
             if not self._others(case, compute):
                 continue
-            spoiled = list(degrade_cases([case], self.task, self.kinds, rng))
-            found = self.estimate(case, [one.case.label for one in spoiled], compute)
-            measured.append(found.values)
+            kinds = self.kinds
+            if not self.together:
+                kinds = rng.permutation(kinds)[:CALIBRATION_KINDS].tolist()
+            spoiled = list(degrade_cases([case], self.task, kinds, rng))
+            measured += [
+                self.estimate(case, [one.label for one in group], compute).values
+                for group in self._groups(one.case for one in spoiled)
+            ]
             dsc += [[one.mean_dsc, *(one.dsc.get(name, 0.0) for name in names)] for one in spoiled]
             present += [[name in one.dsc for name in names] for one in spoiled]
             if progress is not None:
@@ -169,24 +182,30 @@ class RCAMethod(Method):
         compute: Compute,
         batch_size: int = 8,
     ) -> Iterator[Score]:
-        """Judge the label of each case, in order; neighbours of one id are labels of one image.
+        """Judge the label of each case, in order.
 
         Raises:
             DataError: there is no reference case of another patient.
         """
         calibration = calibration_of(network)
-        for _, group in groupby(cases, key=lambda case: case.id):
-            same = list(group)
-            found = self.estimate(same[0], [case.label for case in same], compute)
+        for group in self._groups(cases):
+            found = self.estimate(group[0], [case.label for case in group], compute)
             meant = calibration(torch.from_numpy(found.values)).tolist()
-            for case, (quality, *regions) in zip(same, meant, strict=True):
+            for case, (quality, *regions) in zip(group, meant, strict=True):
                 yield Score(case.id, quality, dict(zip(self.scored_regions(), regions, strict=True)))
+
+    def _groups(self, cases: Iterable[Case]) -> Iterator[list[Case]]:
+        """Cases that are judged at once: neighbours of one id, whose image is one, or each alone."""
+        if not self.together:
+            yield from ([case] for case in cases)
+            return
+        for _, group in groupby(cases, key=lambda case: case.id):
+            yield list(group)
 
     def estimate(self, case: Case, labels: Sequence[NDArray[np.uint8]], compute: Compute) -> Estimate:
         """What the references of other patients say of labels of one image, before calibration.
 
-        What takes long depends on the image alone, so that several labels take hardly longer than one (of
-        form `features` they share the voxels that are drawn, and come out a little different from alone). A
+        What takes long depends on the image alone, so that several labels take hardly longer than one. A
         region that a label does not hold is right to be missing where at least half of the references lack
         it as well: it counts as 1 and has no share in the mean. Else it counts as 0.
 

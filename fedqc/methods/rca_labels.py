@@ -68,7 +68,8 @@ class RCALabelsMethod(RobinsonMethod):
 
     def __init__(self, task: Task, config: QCConfig) -> None:
         super().__init__(task, config)
-        self.rca = RCAMethod(class_task(task), config.model_copy(update={"network": NetworkConfig()}))
+        own = config.model_copy(update={"network": NetworkConfig()})
+        self.rca = RCAMethod(class_task(task), own, together=True)
         self._estimates: Estimates | None = None
 
     def scored_regions(self) -> dict[str, tuple[int, ...]]:

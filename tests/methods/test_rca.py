@@ -281,21 +281,24 @@ def test_the_weight_is_that_of_the_references_where_nobody_sets_it(task: Task) -
     assert not np.array_equal(unset, other)
 
 
-def test_labels_of_one_image_are_judged_together(task: Task) -> None:
+@pytest.mark.parametrize(("together", "looks"), [(True, 2), (False, 3)])
+def test_labels_of_one_image_are_judged_together_or_alone(task: Task, together: bool, looks: int) -> None:
     shown: list[str] = []
+    right = {case.id: case.label for case in (phantom(1, (2, 2, 2)), phantom(2), phantom(8), phantom(9))}
 
     def oracle(case: Case) -> NDArray[np.float32]:
         shown.append(case.id)
-        return np.stack([case.label == 1, case.label == 2]).astype(np.float32)
+        return np.stack([right[case.id] == 1, right[case.id] == 2]).astype(np.float32)
 
-    method = RCAMethod(task, QCConfig(rca=RCAConfig(position=0, voxels=1500)), features=oracle)
+    rca = RCAConfig(position=0, voxels=1500)
+    method = RCAMethod(task, QCConfig(rca=rca), together=together, features=oracle)
     method.references = [phantom(1, (2, 2, 2)), phantom(2)]
     first, second = phantom(8), phantom(9)
     cases = [first, replace(first, label=swapped(first.label)), second, replace(first, label=first.label)]
     scores = list(method.score(method.build(0), cases, COMPUTE))
     assert [score.case_id for score in scores] == ["case-8", "case-8", "case-9", "case-8"]
     assert [score.quality for score in scores] == pytest.approx([1, 0, 1, 1], abs=1e-5)
-    assert shown.count("case-8") == 2  # once for its neighbours, once for the one behind another image
+    assert shown.count("case-8") == looks
 
 
 # ------------------------------------------------------------------------------------- who is compared with
@@ -368,7 +371,7 @@ def test_a_region_that_a_label_lacks(
 
 def test_calibration_brings_estimates_to_the_true_quality(task: Task) -> None:
     rng = np.random.default_rng(0)
-    references = [phantom(number, rng.uniform(-2, 2, 3).tolist()) for number in range(3)]
+    references = [phantom(number, rng.uniform(-2, 2, 3).tolist()) for number in range(8)]
     method = make(task, references, voxels=300)
     network = method.build(0)
     assert method.stages() == ()
@@ -380,7 +383,7 @@ def test_calibration_brings_estimates_to_the_true_quality(task: Task) -> None:
 
     steps: list[tuple[int, int]] = []
     method.fit(network, references, COMPUTE, rng, lambda *step: steps.append(step))
-    assert steps[-1] == (3, 3)
+    assert steps[-1] == (8, 8)
     after, wrong = method.score(network, [case, replace(case, label=swapped(case.label))], COMPUTE)
     assert (after.case_id, list(after.regions)) == ("case-9", ["front", "back"])
     assert after.quality > before.quality

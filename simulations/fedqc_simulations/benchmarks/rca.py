@@ -1,12 +1,12 @@
 """How well reverse classification accuracy tells the quality of labels, and how long it takes.
 
     python -m fedqc_simulations.benchmarks.rca --data Task04_Hippocampus [--task msd-hippocampus]
-        [--form features registration] [--references 20] [--cases 40] [--threads 2]
+        [--form features registration] [--references 20] [--cases 40] [--threads 2] [--together]
     python -m fedqc_simulations.benchmarks.rca --full-size [--form features] [--references 20]
 
 Patients are drawn; some are references, on which the method is calibrated, and each label of the others is
-spoiled in every way. All labels of one image are judged at once, so the time is that of an image, with
-however many labels. With `--full-size` volumes of 160x192x160 voxels and four modalities are made up, and
+spoiled in every way. Labels are judged one by one, as those of a folder are, or with `--together` all labels of
+an image at once, as in experiments. With `--full-size` volumes of 160x192x160 voxels and four modalities are made up, and
 only the time counts; getting ready is what has to be done once for all cases.
 """
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--together", action="store_true", help="judge the labels of an image at once")
     parser.add_argument("--full-size", action="store_true", help="time volumes that are made up")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -67,6 +68,7 @@ def main() -> None:
             others=others,
             threads=options.threads,
             seed=options.seed,
+            together=options.together,
             compute=compute,
         )
 
@@ -88,10 +90,11 @@ def measure(
     others: list[Case],
     threads: int,
     seed: int,
+    together: bool,
     compute: Compute,
 ) -> None:
     """Calibrate on the references, judge the others, print a line for the estimates and one calibrated."""
-    method = _method(form, task, len(references), threads)
+    method = _method(form, task, len(references), threads, together=together)
     method.references = references
     network = method.build(seed)
     begin = time.perf_counter()
@@ -101,10 +104,11 @@ def measure(
     begin = time.perf_counter()
     for case in others:
         spoiled = list(degrade_cases([case], task, ALL_KINDS, generator(seed, "benchmark", case.id)))
-        estimate = method.estimate(case, [one.case.label for one in spoiled], compute)
-        quality.append(estimate.mean)
+        labels = [one.case.label for one in spoiled]
+        for group in [labels] if together else [[label] for label in labels]:
+            quality.append(method.estimate(case, group, compute).mean)
         true.append(np.array([one.mean_dsc for one in spoiled]))
-    seconds = (time.perf_counter() - begin) / len(others)
+    seconds = (time.perf_counter() - begin) / len(quality)
     raw, truth = np.concatenate(quality), np.concatenate(true)
     patients = len({case.patient for case in others})
     (maps,) = network.children()
@@ -112,7 +116,7 @@ def measure(
         print(
             f"{form}, {name}: r {pearson(found, truth):.3f}, MAE {mae(found, truth):.3f} "
             f"({len(raw)} labels of {patients} patients, {len(references)} references), "
-            f"{seconds:.1f} s an image"
+            f"{seconds:.1f} s {'an image' if together else 'a label'}"
         )
 
 
@@ -141,11 +145,11 @@ def time_full_size(form: str, count: int, threads: int, compute: Compute) -> Non
     )
 
 
-def _method(form: str, task: Task, references: int, threads: int) -> RCAMethod:
+def _method(form: str, task: Task, references: int, threads: int, *, together: bool = False) -> RCAMethod:
     rca = RCAConfig.model_validate(
         {"form": form, "references": references, "seconds": None, "threads": threads}
     )
-    return RCAMethod(task, QCConfig(method="rca", rca=rca))
+    return RCAMethod(task, QCConfig(method="rca", rca=rca), together=together)
 
 
 def _made_up(number: int) -> Case:

@@ -148,7 +148,7 @@ def _rca(workshop: Workshop, config: QCConfig, references: Sequence[CaseFiles]) 
     """RCA of classes and all of them together, calibrated on its references."""
     own = {"method": RCAMethod.name, "network": NetworkConfig()}
     qc, task = config.model_copy(update=own), class_task(workshop.task)
-    method, cases = _OfWhole(task, qc), workshop.opened(references)
+    method, cases = _OfWhole(task, qc, together=True), workshop.opened(references)
     network, card = train_and_fit(
         Job(task, qc, workshop.seed),
         method,
