@@ -1,7 +1,7 @@
 """Whether ratings notice wrong labels: the published DQE and one that phantoms made stricter, side by side.
 
     python -m fedqc_simulations.benchmarks.dqe_sensitivity FOLDER --model DQE [--label seg.nii.gz]
-        [--phantoms 8] [--rounds 3] [--steps 10] [--slices 12] [--seed 0] [--device auto] [--out FOLDER]
+        [--phantoms 16] [--rounds 7] [--steps 60] [--slices 12] [--seed 0] [--device auto] [--out FOLDER]
 
 FOLDER holds one real exam as BraTS names its files, DQE the model that `fedqc import dqe` wrote. A label of
 the exam is spoiled in ways whose DSC with the label as it is is known, and both models rate it.
@@ -54,11 +54,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path, required=True, help="of `fedqc import dqe`")
     parser.add_argument("--label", default="seg-BraTS23_1.nii.gz", help="name of the label's file")
-    parser.add_argument("--phantoms", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10, help="of a round")
+    parser.add_argument("--phantoms", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=60, help="of a round")
     parser.add_argument("--slices", type=int, default=12, help="of a step")
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="folder for the stricter model")

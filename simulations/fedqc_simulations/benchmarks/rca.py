@@ -5,9 +5,9 @@
     python -m fedqc_simulations.benchmarks.rca --full-size [--form features] [--references 20]
 
 Patients are drawn; some are references, on which the method is calibrated, and each label of the others is
-spoiled in every way. Labels are judged one by one, as those of a folder are, or with `--together` all labels of
-an image at once, as in experiments. With `--full-size` volumes of 160x192x160 voxels and four modalities are made up, and
-only the time counts; getting ready is what has to be done once for all cases.
+spoiled in every way. Labels are judged one by one, as those of a folder are, or with `--together` all labels
+of an image at once, as in experiments. With `--full-size` volumes of 160x192x160 voxels and four modalities
+are made up, and only the time counts; getting ready is what has to be done once for all cases.
 """
 
 import argparse
@@ -105,8 +105,8 @@ def measure(
     for case in others:
         spoiled = list(degrade_cases([case], task, ALL_KINDS, generator(seed, "benchmark", case.id)))
         labels = [one.case.label for one in spoiled]
-        for group in [labels] if together else [[label] for label in labels]:
-            quality.append(method.estimate(case, group, compute).mean)
+        groups = [labels] if together else [[label] for label in labels]
+        quality += [method.estimate(case, group, compute).mean for group in groups]
         true.append(np.array([one.mean_dsc for one in spoiled]))
     seconds = (time.perf_counter() - begin) / len(quality)
     raw, truth = np.concatenate(quality), np.concatenate(true)
