@@ -1,5 +1,6 @@
 """What a site does in each phase. Nothing here sends anything: the guard decides about the outcome."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -8,12 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
 
 import fedqc
 from fedqc.cases.cache import CaseCache
 from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.memo import digest
 from fedqc.cases.splits import split_references
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, choose_compute, with_smaller_batches
@@ -33,6 +38,7 @@ from fedqc.curation.manifest import (
 from fedqc.curation.rules import ThresholdRule
 from fedqc.degradation.samples import DrawnLabels, degrade_cases, source_of
 from fedqc.errors import DataError, ModelError, ProtocolError
+from fedqc.files import replacing
 from fedqc.label_sources.making import (
     FOREST,
     CaseLabels,
@@ -385,10 +391,34 @@ def _fit(  # noqa: PLR0917 - what is fitted, on what, and where
     references: CachedCases,
     compute: Compute,
 ) -> None:
-    """Give a trained method what it takes from the site's own references; it stays here."""
+    """Give a trained method what it takes from the site's own references; it stays here.
+
+    It may take long and is needed twice, to calibrate and to score: the latest is kept in the site's cache.
+    """
     method.references = references
-    watch = Activity.at(site, request)
-    method.fit(network, references, compute, generator(request.seed, site.name, "fit"), watch.progress)
+    if type(method).fit is Method.fit:  # there is nothing to fit
+        return
+    of = [(files.id, files.patient) for files in references.files]
+    weights = hashlib.sha256(save_tensors(_contiguous(network))).hexdigest()
+    how = [fedqc.__version__, method.task.digest, method.config.model_dump(mode="json"), request.seed]
+    key = digest([site.name, how, weights, of, references.hashes()])
+    kept = site.compute.cache / "fitted" / f"{key}.safetensors"
+    try:
+        fitted = load_file(kept)
+    except (OSError, SafetensorError):  # not there, or damaged
+        watch = Activity.at(site, request)
+        method.fit(network, references, compute, generator(request.seed, site.name, "fit"), watch.progress)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(kept) as aside:
+            save_file(_contiguous(network), aside)
+        for older in set(kept.parent.glob("*.safetensors")) - {kept}:
+            older.unlink(missing_ok=True)
+        return
+    load_weights(network, fitted, source=str(kept))
+
+
+def _contiguous(network: nn.Module) -> dict[str, Tensor]:
+    return {name: values.contiguous() for name, values in network.state_dict().items()}
 
 
 def _load_frozen(request: TrainRequest, network: nn.Module, stage: Stage) -> None:

@@ -28,6 +28,10 @@ class CachedCases(Lazy[Case]):
         """Whose cases they are."""
         return frozenset(files.patient for files in self._files)
 
+    def hashes(self) -> tuple[tuple[str, ...], ...]:
+        """SHA-256 of each case's files, see `CaseCache.hashes`."""
+        return tuple(self._cache.hashes(files) for files in self._files)
+
     def where(self, is_wanted: Callable[[CaseFiles], bool]) -> "CachedCases":
         """Some of the cases, chosen by their files."""
         return CachedCases(self._cache, [files for files in self._files if is_wanted(files)])

@@ -41,6 +41,7 @@ class Counting(Method):
     seen: tuple[tuple[str, frozenset[str]], ...] = ()
     """Stage and patients of every round, of all methods of this kind."""
     rated: tuple[int, ...] = ()
+    fits = 0
     cut_off_in = ""
     """Stage in which somebody stops the training."""
 
@@ -91,6 +92,7 @@ class Counting(Method):
         rng: np.random.Generator,
         progress: Progress | None = None,
     ) -> None:
+        Counting.fits += 1
         with torch.no_grad():
             network.get_submodule("fitted").get_parameter("weight").fill_(len(cases))
 
@@ -116,6 +118,7 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedqc_server.phases.build_coordinator_report", lambda folder: None)
     monkeypatch.setattr(Counting, "seen", ())
     monkeypatch.setattr(Counting, "rated", ())
+    monkeypatch.setattr(Counting, "fits", 0)
 
 
 @pytest.fixture
@@ -173,6 +176,28 @@ def test_stages_are_trained_one_after_another(
     ]
     manifest = json.loads((load_site(site_file).results / "manifest.json").read_text())
     assert {entry["quality"] for entry in manifest["entries"]} == {n_references / 10}
+
+
+def test_what_is_fitted_is_kept_and_fitted_again_where_it_is_damaged(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    for site_file in sites.values():
+        rate(site_file, f"{first_cases(site_file, 1)[0]},ann,all,3")
+    federation = make_federation(sites, method="counting")
+    phases = ("summarise", "train.qc", "calibrate", "score")
+    fits = []
+    for number, meant in enumerate(("as it is", "damaged", "as it is")):
+        kept = [file for one in sites.values() for file in load_site(one).compute.cache.glob("fitted/*")]
+        assert len(kept) == (len(sites) if number else 0)
+        if meant == "damaged":
+            kept[0].write_bytes(b"no tensors")
+        run(RecordingGrid(sites), federation, tmp_path / f"run-{number}", only=phases)
+        fits.append(Counting.fits)
+        for site_file in sites.values():
+            stored = load_model(load_site(site_file).results / "models" / "qc")
+            fitted = stored.network.get_submodule("fitted").get_parameter("weight").item()
+            assert fitted == len(stored.card.references) > 0
+    assert fits == [2, 3, 3]  # once a site, and once more where it was damaged
 
 
 def test_a_site_without_ratings_is_excused(
