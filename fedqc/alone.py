@@ -118,7 +118,7 @@ def train_alone(
     training, held_back = (CachedCases(cases, part) for part in split_references(references, job.seed))
     display.say(f"learns from {len(training)} cases; {len(held_back)} of other patients are held back")
     folder = out.with_name(f"{out.name}.training")
-    _begin(folder, job, _digest(references, cases))
+    _begin(folder, job, CachedCases(cases, references).digest())
     labels = _stored_labels(job, training, cache / "labels", compute, display)
     known = Known(labels=labels, ratings=job.ratings, kept=cache / "estimates")
     network, card = train_and_fit(
@@ -135,11 +135,6 @@ def train_alone(
     save_model(out, network.state_dict(), card)
     shutil.rmtree(folder, ignore_errors=True)
     return TrainedAlone(card, tried)
-
-
-def _digest(cases: Sequence[CaseFiles], cache: CaseCache) -> str:
-    named = [(files.id, files.patient, cache.hashes(files)) for files in cases]
-    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
 def _begin(folder: Path, job: Job, cases: str) -> None:
@@ -209,7 +204,7 @@ def train_and_fit(
     network, card = train_rounds(job, method, cases, known, folder, compute=compute, display=display)
     rng, progress = generator(job.seed, NAME, "fit"), partial(display.progress, "fitting to references")
     method.fit(network, references, compute, rng, progress)
-    card = card.model_copy(update={"references": reference_files(method, references.files)})
+    card = card.model_copy(update={"references": reference_files(method, references)})
     save_model(folder, network.state_dict(), card)
     return network, card
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -16,6 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from fedqc import __version__
+from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.preprocessing import preprocess
 from fedqc.cases.volumes import Case, sha256_file
@@ -168,7 +169,7 @@ def load_model(folder: Path, task: Task | None = None) -> StoredModel:
     return StoredModel(card, method, network, sha256)
 
 
-def reference_files(method: Method, cases: Sequence[CaseFiles]) -> tuple[ReferenceFiles, ...]:
+def reference_files(method: Method, cases: CachedCases) -> tuple[ReferenceFiles, ...]:
     """What a card has to say of the reference cases at hand: nothing where the method has no use for them."""
     if not method.needs_references:
         return ()
@@ -178,9 +179,9 @@ def reference_files(method: Method, cases: Sequence[CaseFiles]) -> tuple[Referen
             patient=files.patient,
             images=files.files[:-1],
             label=files.files[-1],
-            sha256=tuple(map(sha256_file, files.files)),
+            sha256=hashes,
         )
-        for files in cases
+        for files, hashes in zip(cases.files, cases.hashes(), strict=True)
     )
 
 

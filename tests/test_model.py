@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from fedqc.cases.cache import CaseCache
+from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import write_volume
 from fedqc.config import QCConfig, SegmentationConfig
@@ -419,12 +421,13 @@ def compares(tmp_path: Path, task: Task, card: ModelCard) -> Path:
         write_volume(image, rng.normal(size=(16, 16, 16)).astype(np.float32), np.eye(4))
         write_volume(label, rng.integers(3, size=(16, 16, 16)).astype(np.uint8), np.eye(4))
         cases.append(CaseFiles(name, f"patient-{name}", (image,), label))
+    references = CachedCases(CaseCache(tmp_path / "cache", task), cases)
     qc = QCConfig(method="rca")
     method = get_method("rca")(task, qc)
     state = method.build(0).state_dict()
     folder = tmp_path / "models" / "rca"
     save_model(
-        folder, state, card.model_copy(update={"qc": qc, "references": reference_files(method, cases)})
+        folder, state, card.model_copy(update={"qc": qc, "references": reference_files(method, references)})
     )
     return folder
 

@@ -252,8 +252,9 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     compute = _compute(site)
     rule = ThresholdRule(request.curation.threshold, request.curation.review)
     training, _ = split_references(data.references, request.seed)
-    _fit(site, request, method, network, CachedCases(data.cache, training), compute)
-    model_sha256 = _store_model(site, request, network, task, reference_files(method, training))
+    references = CachedCases(data.cache, training)
+    _fit(site, request, method, network, references, compute)
+    model_sha256 = _store_model(site, request, network, task, reference_files(method, references))
 
     maps = site.results / ".error_maps.new"
     shutil.rmtree(maps, ignore_errors=True)
@@ -398,10 +399,9 @@ def _fit(  # noqa: PLR0917 - what is fitted, on what, and where
     method.references = references
     if type(method).fit is Method.fit:  # there is nothing to fit
         return
-    of = [(files.id, files.patient) for files in references.files]
     weights = hashlib.sha256(save_tensors(_contiguous(network))).hexdigest()
     how = [fedqc.__version__, method.task.digest, method.config.model_dump(mode="json"), request.seed]
-    key = digest([site.name, how, weights, of, references.hashes()])
+    key = digest([site.name, how, weights, references.digest()])
     kept = site.compute.cache / "fitted" / f"{key}.safetensors"
     try:
         fitted = load_file(kept)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fedqc.cases.cache import CaseCache
 from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.memo import digest
 from fedqc.cases.volumes import Case
 from fedqc.lazy import Lazy
 
@@ -31,6 +32,11 @@ class CachedCases(Lazy[Case]):
     def hashes(self) -> tuple[tuple[str, ...], ...]:
         """SHA-256 of each case's files, see `CaseCache.hashes`."""
         return tuple(self._cache.hashes(files) for files in self._files)
+
+    def digest(self) -> str:
+        """SHA-256 of whose cases these are and of what their files hold."""
+        known = zip(self._files, self.hashes(), strict=True)
+        return digest([(files.id, files.patient, hashes) for files, hashes in known])
 
     def where(self, is_wanted: Callable[[CaseFiles], bool]) -> "CachedCases":
         """Some of the cases, chosen by their files."""

@@ -32,7 +32,7 @@ def draw_scatter(path: Path, title: str, judged: Sequence[Judged]) -> None:
             ylim=(-0.02, 1.02),
             xlabel="true DSC",
             ylabel="predicted DSC",
-            title=f"{title} (n = {len(judged)})",
+            title=f"{title}\nn = {len(judged)}",
             aspect="equal",
         )
         figure.savefig(path, dpi=150)
