@@ -22,7 +22,7 @@ from fedqc.cases.preprocessing import preprocess
 from fedqc.cases.volumes import Case, sha256_file
 from fedqc.config import FrozenModel, QCConfig, SegmentationConfig, parse
 from fedqc.errors import ConfigError, DataError, ModelError
-from fedqc.lazy import Lazy
+from fedqc.lazy import Kept, Lazy
 from fedqc.methods.base import Method, get_method
 from fedqc.segmentation import Segmentation
 from fedqc.task import Task
@@ -165,7 +165,8 @@ def load_model(folder: Path, task: Task | None = None) -> StoredModel:
     method = get_method(card.qc.method)(card.task, card.qc)
     network = method.build(card.seed)
     load_weights(network, state, source=str(folder / WEIGHTS))
-    method.references = _OpenedReferences(card, folder / CARD)
+    references = _OpenedReferences(card, folder / CARD)
+    method.references = Kept(references, lambda case: case.image.nbytes + case.label.nbytes, _KEPT_BYTES)
     return StoredModel(card, method, network, sha256)
 
 
@@ -186,7 +187,7 @@ def reference_files(method: Method, cases: CachedCases) -> tuple[ReferenceFiles,
 
 
 class _OpenedReferences(Lazy[Case]):
-    """The reference cases of a model's card, prepared when asked for, and kept while there is room.
+    """The reference cases of a model's card, each prepared when it is asked for.
 
     Args:
         card: Of the model.
@@ -196,8 +197,6 @@ class _OpenedReferences(Lazy[Case]):
     def __init__(self, card: ModelCard, source: Path) -> None:
         self._card = card
         self._source = source
-        self._kept: dict[int, Case] = {}
-        self._free = _KEPT_BYTES
 
     def __len__(self) -> int:
         return len(self._card.references)
@@ -208,8 +207,6 @@ class _OpenedReferences(Lazy[Case]):
         Raises:
             DataError: a file cannot be read, or is not what it was.
         """
-        if index in self._kept:
-            return self._kept[index]
         one = self._card.references[index]
         for path, sha256 in zip(one.files.files, one.sha256, strict=True):
             if sha256_file(path) != sha256:
@@ -217,11 +214,7 @@ class _OpenedReferences(Lazy[Case]):
                     f"{path}: its content is not that of reference {one.id} in {self._source}; restore the "
                     "file, or make the model again"
                 )
-        case = preprocess(one.files, self._card.task)
-        self._free -= case.image.nbytes + case.label.nbytes
-        if self._free >= 0:
-            self._kept[index] = case
-        return case
+        return preprocess(one.files, self._card.task)
 
 
 def load_segmentation(folder: Path, task: Task | None = None) -> StoredSegmentation:

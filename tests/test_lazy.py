@@ -1,6 +1,6 @@
 import pytest
 
-from fedqc.lazy import Chosen, Lazy
+from fedqc.lazy import Chosen, Kept, Lazy
 
 
 class Squares(Lazy[int]):
@@ -37,3 +37,10 @@ def test_there_is_nothing_beyond_the_ends(index: int) -> None:
 
 def test_the_chosen_ones_come_in_the_order_in_which_they_were_chosen() -> None:
     assert list(Chosen(Squares(), [3, 0, 3])) == [9, 0, 9]
+
+
+def test_items_stay_while_there_is_room() -> None:
+    squares = Squares()
+    kept = Kept(squares, lambda item: 10 if item == 9 else 4, 9)
+    assert [kept[index] for index in (1, 3, 1, 3, 2, 2)] == [1, 9, 1, 9, 4, 4]
+    assert squares.asked == [1, 3, 3, 2, 2]  # of 9 bytes 4 are taken, and then there is no more room

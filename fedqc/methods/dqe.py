@@ -31,6 +31,7 @@ from fedqc.compute import Compute, seeded
 from fedqc.config import QCConfig
 from fedqc.degradation.samples import Degraded, LabelFactory, SamplePool
 from fedqc.errors import TrainingError
+from fedqc.lazy import Kept, Lazy
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
 from fedqc.ratings import FEWEST_STARS, MOST_STARS, Rating
 from fedqc.seeding import derive_seed, generator
@@ -180,7 +181,7 @@ class DQEMethod(Method):
             rated += [(index, view, value) for view, value in stars.items()]
         if not rated:
             raise TrainingError("none of the cases that are there for training has a rating; rate some")
-        views = _Views(self, cases)
+        views = _kept_views(self, cases)
         while True:
             for which in rng.permutation(len(rated)):
                 index, view, stars_of_view = rated[which]
@@ -205,7 +206,7 @@ class DQEMethod(Method):
         compute: Compute,
     ) -> Iterator[tuple[Tensor, float]]:
         """Slices of labels of known quality, augmented anew each time, and what they deserve; without end."""
-        untouched = _Views(self, cases)
+        untouched = _kept_views(self, cases)
         own: dict[int, Tensor] = {}
 
         def rated_by_teacher(case: int) -> Tensor:
@@ -328,8 +329,8 @@ class _Discount:
         return float(self._fitted.predict([dsc])[0])
 
 
-class _Views:
-    """The views of cases, kept as far as there is room: most are needed again, and a volume is read for one.
+class _Views(Lazy[Tensor]):
+    """The views of cases.
 
     Args:
         method: Says how views are made.
@@ -339,17 +340,18 @@ class _Views:
     def __init__(self, method: DQEMethod, cases: Sequence[Case]) -> None:
         self._method = method
         self._cases = cases
-        self._kept: dict[int, Tensor] = {}
-        self._free = _KEPT_BYTES
 
-    def __getitem__(self, index: int) -> Tensor:
-        if index in self._kept:
-            return self._kept[index]
-        views = views_of_case(self._cases[index], self._method.task, self._method.look)
-        self._free -= views.nbytes
-        if self._free >= 0:
-            self._kept[index] = views
-        return views
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def make(self, index: int) -> Tensor:
+        """The views of a case."""
+        return views_of_case(self._cases[index], self._method.task, self._method.look)
+
+
+def _kept_views(method: DQEMethod, cases: Sequence[Case]) -> Kept[Tensor]:
+    """Views that stay: most are needed again, and a whole volume is read for them."""
+    return Kept(_Views(method, cases), lambda views: views.nbytes, _KEPT_BYTES)
 
 
 def _each(chunk: Degraded) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
