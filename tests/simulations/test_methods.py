@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fedqc_simulations.consortium import read_candidates
+from fedqc_simulations.consortium import FEWEST_PATIENTS, read_candidates
 from fedqc_simulations.experiments import methods, which_method
 from fedqc_simulations.experiments.base import Settings, Workshop, open_workshop, write_tables
 from fedqc_simulations.experiments.figures import draw_comparison
 from fedqc_simulations.experiments.methods import Candidate, Effort, Entry, Row
 from rich.console import Console
 
-from fedqc.config import ComputeConfig, QCConfig
+from fedqc.config import CombineConfig, ComputeConfig, QCConfig, SegmenterConfig
 from fedqc.display import Display
 from fedqc.files import write_json
 from fedqc.metrics.filtering import aurc
@@ -95,6 +95,39 @@ def test_every_other_candidate_is_rated(workshop: Workshop, monkeypatch: pytest.
     before = table.stat().st_mtime_ns
     methods._build(workshop, "mixed")
     assert table.stat().st_mtime_ns == before
+
+
+def test_networks_that_learn_from_every_case_are_trained_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A method comes to the same weights, whether it trains its segmenters or takes over another's."""
+    settings = Settings(
+        None, None, "phantom", seed=0, quick=True, sites=0, compute=ComputeConfig(device="cpu")
+    )
+    with Display(Console(quiet=True)) as display:
+        workshop = open_workshop("methods", settings, tmp_path / "out", display, 4 * FEWEST_PATIENTS)
+    monkeypatch.setattr(methods, "SITES", 2)
+    methods._build(workshop, "mixed")
+    segmenter = SegmenterConfig(rounds=1, local_steps=1, batch_size=1, channels=(4, 8), passes=2)
+    alone = QCConfig(method="expected-dice", segmenter=segmenter, cross_check_rounds=0)
+    joined = alone.model_copy(
+        update={"method": "combine", "combine": CombineConfig(methods=("expected-dice", "rca"))}
+    )
+
+    def run(name: str, qc: QCConfig) -> tuple[Path, int]:
+        folder = methods._trained(workshop, "mixed", Entry(name, name, qc))
+        return folder, (folder / "events.jsonl").read_text().count('"round-started"')
+
+    first, asked = run("first", alone)
+    assert asked == 2  # one round of each fold
+    taken, asked = run("taken", joined)
+    assert asked == 0
+    monkeypatch.setattr(methods, "_take_over", lambda *_: None)
+    own, asked = run("own", joined)
+    assert asked == 2
+    weights = Path("models", "qc", "weights.safetensors")
+    assert (taken / weights).read_bytes() == (own / weights).read_bytes()
+    assert methods._effort(taken, 0.0, 0.0, 1) == methods._effort(first, 0.0, 0.0, 1)
 
 
 @pytest.mark.parametrize("quick", [True, False])

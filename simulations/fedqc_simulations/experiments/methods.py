@@ -4,6 +4,7 @@ A consortium of four sites is built twice from the same cases, with the same ref
 same patients: once every spoiled candidate has an error of its own (`mixed`), once half of the sites have a
 habit (`systematic`). Each method is trained across the sites, fits at each site what it fits there, and
 judges the candidates. What learns from references alone is trained once, for these are the same in both.
+So are segmenters and whatever else learns from every case: a method takes them over from the run of another.
 
 OUT/
 ├── mixed/, systematic/   the consortia, see `fedqc_simulations.consortium`
@@ -35,8 +36,8 @@ from fedqc.config import (
     SitesConfig,
     load_site,
 )
-from fedqc.files import write_json
-from fedqc.methods.base import Method, get_method
+from fedqc.files import replacing, write_json
+from fedqc.methods.base import Method, Stage, get_method
 from fedqc.metrics.agreement import mae, pearson, spearman
 from fedqc.metrics.filtering import aurc, auroc
 from fedqc.model import load_model
@@ -270,16 +271,43 @@ def _trained(workshop: Workshop, noise: SpoiledBy, entry: Entry) -> Path:
         write_federation(folder, config, task="../../task.toml")
     if not (folder / "models" / "qc").is_dir():
         workshop.display.say(f"training {entry.title} across {SITES} sites ({consortium.name})")
-        run_local(
-            folder / "federation.toml",
-            site_files(folder, names),
-            folder,
-            seed=workshop.seed,
-            resume=True,
-            phases=PHASES,
-            listener=workshop.display.listen,
-        )
+        *before, training = PHASES
+        for phases in (before, [training]):
+            if phases == [training]:
+                _take_over(folder, [stage for stage in stages if stage.learns_from == "all"])
+            run_local(
+                folder / "federation.toml",
+                site_files(folder, names),
+                folder,
+                seed=workshop.seed,
+                resume=True,
+                phases=phases,
+                listener=workshop.display.listen,
+            )
     return folder
+
+
+def _take_over(run: Path, stages: Sequence[Stage]) -> None:
+    """Put networks that a finished run beside this one has trained where this one would train them alike.
+
+    They go by the same name in each method, behind the method's own name where it is a part of another.
+    """
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    finished = [other for other in sorted(run.parent.iterdir()) if (other / "models" / "qc").is_dir()]
+    for stage in stages:
+        name = stage.part.rpartition(".")[2]
+        found = next(
+            (path for other in finished for path in other.glob(f"checkpoints/qc-*{name}.safetensors")), None
+        )
+        if found is None:
+            continue
+        taken = run / "checkpoints" / f"qc-{stage.name}.safetensors"
+        taken.parent.mkdir(exist_ok=True)
+        with replacing(taken) as aside:
+            shutil.copyfile(found, aside)
+        rounds = json.loads((found.parents[1] / "run.json").read_text(encoding="utf-8"))["rounds"]
+        record.setdefault("rounds", {})[taken.stem] = rounds[found.stem]
+    write_json(run / "run.json", record)
 
 
 def _judged(workshop: Workshop, noise: SpoiledBy, entry: Entry, run: Path) -> Row:
