@@ -111,19 +111,23 @@ def score_cases(
 
     scored: list[Scored] = []
     out.mkdir(parents=True, exist_ok=True)
-    with (out / TABLE).open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        names = list(model.method.scored_regions())
-        table.writerow(["id", "patient", "quality", *names, *model.method.figures])
-        for case, score in judge(model.method, model.network, readable(), compute):
-            further = [score.figures[name] for name in model.method.figures]
-            figures = [*(score.regions.get(name) for name in names), *further]
-            cells = ["" if figure is None else f"{figure:.6f}" for figure in figures]
-            table.writerow([case.id, case.patient, f"{score.quality:.6f}", *cells])
-            file.flush()  # what is cut off leaves the rows of what it did
-            if score.error_map is not None:
-                write_error_map(out / ERROR_MAPS / f"{case.id}.nii.gz", score.error_map, case)
-            scored.append(Scored(by_id[case.id], score.quality, score.regions))
-            if progress is not None:
-                progress(len(scored) + len(left_out), len(cases))
+    try:
+        with (out / TABLE).open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            names = list(model.method.scored_regions())
+            table.writerow(["id", "patient", "quality", *names, *model.method.figures])
+            for case, score in judge(model.method, model.network, readable(), compute):
+                further = [score.figures[name] for name in model.method.figures]
+                figures = [*(score.regions.get(name) for name in names), *further]
+                cells = ["" if figure is None else f"{figure:.6f}" for figure in figures]
+                table.writerow([case.id, case.patient, f"{score.quality:.6f}", *cells])
+                file.flush()  # what is cut off leaves the rows of what it did
+                if score.error_map is not None:
+                    write_error_map(out / ERROR_MAPS / f"{case.id}.nii.gz", score.error_map, case)
+                scored.append(Scored(by_id[case.id], score.quality, score.regions))
+                if progress is not None:
+                    progress(len(scored) + len(left_out), len(cases))
+    finally:
+        if not scored:  # so that the folder can be named again
+            (out / TABLE).unlink()
     return scored, left_out

@@ -210,6 +210,22 @@ def test_what_is_cut_off_leaves_the_rows_of_what_it_did(
     assert [row["id"] for row in rows(tmp_path / "out")] == ["7", "2", "5"]
 
 
+def test_where_nothing_is_scored_nothing_is_left(
+    task: Task, cases: list[CaseFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder can be named again."""
+    model = stored(task)
+
+    def refusing(*_: object) -> Iterator[Score]:
+        raise DataError("no reference case of another patient")
+        yield
+
+    monkeypatch.setattr(model.method, "score", refusing)
+    with pytest.raises(DataError, match="no reference case"):
+        score_cases(model, cases, tmp_path / "out", CPU)
+    assert not any((tmp_path / "out").iterdir())
+
+
 def test_few_cases_are_in_memory(
     task: Task, cases: list[CaseFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from fedqc.site_check import SiteCheck
     from fedqc.task import Task
 
+PROBLEMS_SHOWN = 10
+"""So many a command says one by one."""
+
 
 def new_folder(out: Path, data: Path) -> Path:
     """The absolute path of a folder for results.
@@ -68,9 +71,11 @@ def checked_cases(
         progress=lambda done, total: display.progress("checking the cases", done, total),
     )
     usable = {case.id for case in found.checked.usable}
-    for problem in found.problems:
-        if problem.is_error or problem.code == "unknown-reference":
-            display.say(f"left out: {problem}")
+    shown = [one for one in found.problems if one.is_error or one.code == "unknown-reference"]
+    for problem in shown[:PROBLEMS_SHOWN]:
+        display.say(f"left out: {problem}")
+    if len(shown) > PROBLEMS_SHOWN:
+        display.say(f"left out: {len(shown) - PROBLEMS_SHOWN} more, which `fedqc check` shows")
     warned = {one.case for one in found.problems if not one.is_error} & usable
     if warned:
         display.say(f"cases with warnings, which `fedqc check` shows: {len(warned)}")

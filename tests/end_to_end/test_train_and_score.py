@@ -153,12 +153,15 @@ def test_a_seed_gives_the_same_model_twice_and_another_one_another(
 def test_only_the_cases_of_the_table_are_learned_from(
     train: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "verified.csv").write_text("id\ncase_01\ncase_03\ncase_05\ncase_77\n")
+    unknown = [f"case_{number}" for number in range(70, 82)]
+    (tmp_path / "verified.csv").write_text("\n".join(["id", "case_01", "case_03", "case_05", *unknown]))
     assert train("--reference", tmp_path / "verified.csv") == 0
     printed = capsys.readouterr().out
     assert "learns from 2 cases; 1 of other patients are held back" in printed
     assert "left out: case case_77" in printed
     assert "a reference 'case_77' that is no case of this site" in printed
+    assert printed.count("left out: case case_") == 10  # one by one; who has hundreds wants no more
+    assert "left out: 2 more, which `fedqc check` shows" in printed
 
 
 def test_a_single_patient_is_learned_from(
