@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedqc.cases.volumes import Case, bounding_box
+from fedqc.geometry import grown
 from fedqc.label_sources.forest import body, equal_shares
 from fedqc.label_sources.forest import features as forest_features
 from fedqc.metrics.overlap import region_masks
@@ -131,7 +132,7 @@ class Neighbours:
         box = bounding_box(label)
         strata = np.zeros(label.shape, dtype=np.uint8)
         if box is not None:
-            strata[tuple(slice(max(0, side.start - MARGIN), side.stop + MARGIN) for side in box)] = _NEAR
+            strata[grown(box, MARGIN, label.shape)] = _NEAR
         strata[label > 0] = _NEAR + label[label > 0]
         candidates = np.flatnonzero(inside if everywhere or box is None else inside & (strata > _ELSEWHERE))
         of = strata.reshape(-1)[candidates]
