@@ -3,7 +3,7 @@
 The entropy sum of Williams et al. never looks at the label. This is its form for curation: every pass of an
 MC-dropout U-Net is a label that may be the right one, and the mean DSC with them is what is to be expected of
 the label at hand. The DSC with single passes show how much the passes differ. Nothing needs references, but
-a site that has some learns from them what the expected DSC means there (`fit`).
+a site that has some learns from them what the expected DSC means there, and how far off it may be (`fit`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +19,7 @@ from fedqc.compute import Compute, halved_when_full
 from fedqc.config import QCConfig
 from fedqc.degradation.samples import degrade_cases
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage
+from fedqc.methods.calibration import Widening
 from fedqc.methods.region_calibration import CALIBRATION, RegionCalibration, calibration_of
 from fedqc.methods.segmenters import Segmenters
 from fedqc.metrics.overlap import overlap
@@ -26,7 +27,9 @@ from fedqc.task import Task
 from fedqc.training import Progress
 
 SPREAD = (0.025, 0.975)
-"""Quantiles of the DSC with single passes between which the interval lies."""
+"""Quantiles of the DSC with single passes between which the interval lies, before it is widened."""
+INTERVAL = "interval"
+"""Name of the part of the network that widens it."""
 
 
 class ExpectedDiceMethod(Method):
@@ -51,9 +54,9 @@ class ExpectedDiceMethod(Method):
         return self.segmenters.stages()
 
     def build(self, seed: int) -> nn.Module:
-        """Segmenters and calibration."""
-        calibration = RegionCalibration(len(self.regions))
-        return nn.ModuleDict({**self.segmenters.build(seed), CALIBRATION: calibration})
+        """Segmenters, calibration, and what widens intervals."""
+        fitted = {CALIBRATION: RegionCalibration(len(self.regions)), INTERVAL: Widening()}
+        return nn.ModuleDict({**self.segmenters.build(seed), **fitted})
 
     def train_round(
         self,
@@ -76,7 +79,7 @@ class ExpectedDiceMethod(Method):
         rng: np.random.Generator,
         progress: Progress | None = None,
     ) -> None:
-        """Learn from degraded labels of the reference cases which DSC an expected DSC means."""
+        """Learn from degraded labels of the references which DSC an expected DSC means, and how safely."""
         network = compute.place(network)
         measured, dsc, present = [], [], []
         made = degrade_cases(cases, self.task, self.kinds, rng)
@@ -84,13 +87,17 @@ class ExpectedDiceMethod(Method):
             samples = self.segmenters.predict(network, cases[index], compute).samples
             for degraded in labels:
                 label = torch.from_numpy(degraded.case.label).to(compute.device)
-                measured.append(agreement(label, samples, tuple(self.regions.values())).mean(dim=0).tolist())
+                measured.append(self._measured(label, samples))
                 dsc.append([degraded.mean_dsc, *(degraded.dsc.get(name, 0.0) for name in self.regions)])
                 present.append([name in degraded.dsc for name in self.regions])
             if progress is not None:
                 progress(index + 1, len(cases))
         if measured:
-            calibration_of(network).fit(np.array(measured), np.array(dsc), np.array(present))
+            values = torch.stack(measured)  # [n, 3, 1 + R]
+            calibration = calibration_of(network)
+            calibration.fit(values[:, 0].cpu().numpy(), np.array(dsc), np.array(present))
+            ends = calibration(values[:, 1:])[..., 0].cpu().numpy()
+            _widening_of(network).fit(ends[:, 0], ends[:, 1], np.array(dsc)[:, 0])
 
     def score(
         self,
@@ -109,10 +116,8 @@ class ExpectedDiceMethod(Method):
         (case,) = batch
         label = torch.from_numpy(np.array(case.label)).to(compute.device)
         samples = self.segmenters.predict(network, case, compute).samples
-        single = agreement(label, samples, tuple(self.regions.values()))
-        ends = torch.tensor(SPREAD, device=single.device)
-        values = torch.cat([single.mean(dim=0, keepdim=True), single.quantile(ends, dim=0)])
-        (quality, *regions), low, high = calibration_of(network)(values).tolist()
+        calibrated = calibration_of(network)(self._measured(label, samples))
+        (quality, *regions), low, high = calibrated.tolist()
         wrong = torch.stack([sample != label for sample in samples]).float().mean(dim=0)
         return [
             Score(
@@ -120,9 +125,21 @@ class ExpectedDiceMethod(Method):
                 quality,
                 dict(zip(self.regions, regions, strict=True)),
                 wrong.cpu().numpy(),
-                interval=(min(low[0], quality), max(high[0], quality)),
+                interval=_widening_of(network)(low[0], high[0], quality),
             )
         ]
+
+    def _measured(self, label: Tensor, samples: Tensor) -> Tensor:
+        """`[3, 1 + R]`: the mean agreement of a label with the passes, and its lower and upper end."""
+        single = agreement(label, samples, tuple(self.regions.values()))
+        ends = torch.tensor(SPREAD, device=single.device)
+        return torch.cat([single.mean(dim=0, keepdim=True), single.quantile(ends, dim=0)])
+
+
+def _widening_of(network: nn.Module) -> Widening:
+    widening = network.get_submodule(INTERVAL)
+    assert isinstance(widening, Widening)  # noqa: S101 - for the type checker
+    return widening
 
 
 def agreement(label: Tensor, samples: Tensor, regions: Sequence[Sequence[int]]) -> Tensor:

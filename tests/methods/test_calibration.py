@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from sklearn.isotonic import IsotonicRegression
 
 from fedqc.errors import TrainingError
-from fedqc.methods.calibration import MonotoneMap
+from fedqc.methods.calibration import MonotoneMap, Widening
 
 
 def test_until_it_is_fitted_it_changes_nothing_in_the_unit_interval() -> None:
@@ -76,3 +77,39 @@ def test_it_is_stored_as_plain_tensors(tmp_path: Path) -> None:
 def test_what_cannot_be_fitted_to_is_refused(raw: list[float], true: list[float]) -> None:
     with pytest.raises(TrainingError, match="finite pairs"):
         MonotoneMap().fit(raw, true)
+
+
+def test_widened_intervals_hold_the_truth_as_often_as_they_say() -> None:
+    """However narrow they were; and drawn anew, as labels are that they were not fitted to."""
+    rng = np.random.default_rng(0)
+
+    def drawn(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        true = rng.uniform(0.3, 0.7, n)
+        return true + rng.normal(0, 0.05, n), true
+
+    predicted, true = drawn(2000)
+    widening = Widening()
+    widening.fit(predicted - 0.001, predicted + 0.001, true)
+    assert float(widening.by) == pytest.approx(1.96 * 0.05, rel=0.05)
+    held = []
+    for value, truth in zip(*drawn(2000), strict=True):
+        low, high = widening(value - 0.001, value + 0.001, value)
+        held.append(low <= truth <= high)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
+
+
+def test_intervals_that_were_too_wide_become_narrower_but_hold_the_quality() -> None:
+    widening = Widening()
+    assert widening(0.2, 0.4, 0.5) == (0.2, 0.5)
+    true = np.full(40, 0.5)
+    widening.fit(true - 0.3, true + 0.3, true)
+    assert widening(0.1, 0.9, 0.5) == pytest.approx((0.4, 0.6))
+    assert widening(0.1, 0.3, 0.25) == pytest.approx((0.25, 0.25))
+
+
+@pytest.mark.parametrize(("n", "certain"), [(18, False), (19, True)])
+def test_few_labels_make_nothing_certain(n: int, certain: bool) -> None:
+    """The 95th percentile of 18 draws may be larger than all of them."""
+    widening = Widening()
+    widening.fit(np.full(n, 0.4), np.full(n, 0.6), np.full(n, 0.7))
+    assert widening(0.4, 0.6, 0.5) == (pytest.approx((0.3, 0.7)) if certain else (0.0, 1.0))

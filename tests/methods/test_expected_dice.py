@@ -136,15 +136,20 @@ def test_calibration_learns_what_an_expected_dsc_means(task: Task, cases: list[C
     made = list(degrade_cases(clean_cases, task, ALL_KINDS, np.random.default_rng(1)))
     truth = np.array([degraded.mean_dsc for degraded in made])
 
-    def error() -> float:
-        scores = method.score(network, [degraded.case for degraded in made], FP32)
-        return float(np.abs(np.array([score.quality for score in scores]) - truth).mean())
+    def judged() -> tuple[float, float]:
+        """Mean error, and the share of intervals that hold the truth."""
+        scores = list(method.score(network, [degraded.case for degraded in made], FP32))
+        ends = np.array([score.interval for score in scores])
+        error = np.abs(np.array([score.quality for score in scores]) - truth).mean()
+        return float(error), float(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
 
-    before = error()
+    before, _ = judged()
     done: list[tuple[int, int]] = []
     rng = np.random.default_rng(0)
     method.fit(network, clean_cases, FP32, rng, lambda now, all_of_them: done.append((now, all_of_them)))
-    assert error() < 0.8 * before
+    error, covered = judged()
+    assert error < 0.8 * before
+    assert 0.9 <= covered < 1  # of other errors than those it was fitted to; passes that all agree hold none
     assert done == [(number, 5) for number in range(1, 6)]
 
 
@@ -175,7 +180,7 @@ def test_the_ensemble_has_three_snapshots_unless_told_otherwise(task: Task) -> N
         *("segmenter-2", "segmenter-2-2", "segmenter-2-3"),
     ]
     parts = dict(method.build(0).named_children())
-    assert set(parts) == {*names, "calibration"}
+    assert set(parts) == {*names, "calibration", "interval"}
     two = EnsembleMethod(task, QCConfig.model_validate({"segmenter": {**SEGMENTER, "snapshots": 2}}))
     assert len(two.stages()) == 4
     assert len(make(task).stages()) == 2
