@@ -54,6 +54,7 @@ class QCModel:
         image: VolumeLike | Mapping[str, VolumeLike],
         label: VolumeLike,
         *,
+        patient: str = "",
         affine: ArrayLike | None = None,
         spacing: Sequence[float] | None = None,
     ) -> Score:
@@ -64,6 +65,9 @@ class QCModel:
                 several), an array `[C, X, Y, Z]` of any real dtype, or by modality a file or an array
                 `[X, Y, Z]`.
             label: A file or an array `[X, Y, Z]`, in the label values of the task.
+            patient: Whose it is, as in training. Methods that have learned from every case (`expected-dice`,
+                `ensemble`) or compare with references (`rca`) then judge without those of this patient. For
+                a patient who had no part in training leave it out.
             affine: `[4, 4]`, from voxel indices of the arrays to mm (RAS+).
             spacing: Instead of `affine`, voxel size in mm of arrays whose axes run to the right, the front
                 and the top. Arrays without either lie on the grid of the files beside them, and without a
@@ -82,7 +86,7 @@ class QCModel:
             return direct
         with tempfile.TemporaryDirectory(prefix="fedqc-") as folder:
             *paths, label_path = (_in_a_file(one, Path(folder)) for one in (*images, labelled))
-            files = CaseFiles(id="", patient="", images=tuple(paths), label=label_path)
+            files = CaseFiles(id="", patient=patient, images=tuple(paths), label=label_path)
             try:
                 case = preprocess(files, self.card.task)
             except DataError as error:  # the case has no id, and arrays are known by what they are

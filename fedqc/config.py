@@ -235,9 +235,10 @@ class NetworkConfig(FrozenModel):
     """
 
     architecture: Literal["corrective", "published"] = "corrective"
-    """Of `qcresunet`."""
+    """Of `qcresunet` and `voxresnet`."""
     width: int | None = Field(default=None, ge=4, le=1024, multiple_of=2)
-    """Channels of the first layer: 16 (corrective); 64 (published and others), 32 in the journal version."""
+    """Channels of the first layer: 16 (corrective `qcresunet`, `dice-regression`), 32 (`unet`, `qcresunet` in
+    its journal version) or 64 (published `qcresunet`, all others)."""
     blocks: tuple[Annotated[int, Field(ge=1, le=100)], ...] | None = Field(
         default=None, min_length=2, max_length=8
     )

@@ -2,7 +2,9 @@
 
 OUT/
 ├── scores.csv            id, patient, quality, the quality of each region, and the method's further figures
-└── error_maps/ID.nii.gz  probability in per cent that the label is wrong, on the grid of the case's files
+└── error_maps/
+    ├── ID.nii.gz         probability in per cent that the label is wrong, on the grid of the case's files
+    └── CLASS/ID.nii.gz   the same for the mask of a class, where the method tells classes apart
 """
 
 import csv
@@ -72,6 +74,14 @@ def write_error_map(path: Path, probability: NDArray[np.float32], case: Case) ->
     write_volume(path, to_native(per_cent, case, order=1), case.native_affine)
 
 
+def write_error_maps(folder: Path, score: Score, case: Case) -> None:
+    """Write the error maps that a method has of a case: of the label, and of each class."""
+    for name, probability in score.class_error_maps.items():
+        write_error_map(folder / name / f"{case.id}.nii.gz", probability, case)
+    if score.error_map is not None:
+        write_error_map(folder / f"{case.id}.nii.gz", score.error_map, case)
+
+
 def score_cases(
     model: StoredModel,
     cases: Sequence[CaseFiles],
@@ -122,8 +132,7 @@ def score_cases(
                 cells = ["" if figure is None else f"{figure:.6f}" for figure in figures]
                 table.writerow([case.id, case.patient, f"{score.quality:.6f}", *cells])
                 file.flush()  # what is cut off leaves the rows of what it did
-                if score.error_map is not None:
-                    write_error_map(out / ERROR_MAPS / f"{case.id}.nii.gz", score.error_map, case)
+                write_error_maps(out / ERROR_MAPS, score, case)
                 scored.append(Scored(by_id[case.id], score.quality, score.regions))
                 if progress is not None:
                     progress(len(scored) + len(left_out), len(cases))

@@ -11,12 +11,9 @@ from torch import nn
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.degradation.samples import ALL_KINDS, DegradedCase, degrade_cases
-from fedqc.methods.base import Method
+from fedqc.methods.base import ERROR_FROM, Method
 from fedqc.metrics.agreement import agreement
 from fedqc.scoring import judge
-
-ERROR_FROM = 0.5
-"""Probability from which the error map says that a voxel is wrong."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import fedqc
 from fedqc.api import QCModel, VolumeLike
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.preprocessing import preprocess, to_native
+from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import NetworkConfig, QCConfig
 from fedqc.errors import ConfigError, DataError, ModelError
@@ -158,6 +159,22 @@ def test_error_maps_of_classes_lie_on_the_same_grid(
     found = model.score(files["both"], files["label"])
     assert found.error_map is None
     assert found.class_error_maps["left"].shape == SHAPE
+
+
+def test_the_method_is_told_whose_label_it_judges(
+    model: QCModel, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def asking(_: object, __: object, cases: Iterable[Case], *___: object) -> Iterator[Score]:
+        for case in cases:
+            seen.append(case.patient)
+            yield Score("", 0.5, {})
+
+    monkeypatch.setattr(QCResUNetMethod, "score", asking)
+    model.score(files["both"], files["label"])
+    model.score(files["both"], files["label"], patient="sub-07")
+    assert seen == ["", "sub-07"]
 
 
 # ------------------------------------------------------------------------------------------ what is refused

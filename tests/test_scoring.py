@@ -22,7 +22,7 @@ from fedqc.config import QCConfig
 from fedqc.errors import DataError, ModelError
 from fedqc.methods.base import Method, RoundResult, Score
 from fedqc.model import ModelCard, StoredModel
-from fedqc.scoring import judge, score_cases, write_error_map
+from fedqc.scoring import judge, score_cases, write_error_map, write_error_maps
 from fedqc.task import Task
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -157,6 +157,19 @@ def test_error_maps_are_interpolated(task: Task, cases: list[CaseFiles], tmp_pat
     expected = 4 * (right - case.affine[0, 3])
     assert (expected % 4 == 2).all()
     assert np.array_equal(np.asanyarray(made.dataobj)[6, :, 4], expected)
+
+
+def test_error_maps_of_classes_lie_beside_that_of_the_label(
+    task: Task, cases: list[CaseFiles], tmp_path: Path
+) -> None:
+    case = preprocess(cases[0], task)
+    whole, left = (np.full(task.size, value, dtype=np.float32) for value in (0.5, 0.25))
+    write_error_maps(tmp_path / "maps", Score(case.id, 1.0, {}, whole, {"left": left}), case)
+    found = {
+        path.relative_to(tmp_path / "maps").as_posix(): np.unique(nibabel.load(path).dataobj).tolist()  # type: ignore[attr-defined]
+        for path in (tmp_path / "maps").rglob("*.nii.gz")
+    }
+    assert found == {"7.nii.gz": [50], "left/7.nii.gz": [25]}
 
 
 def test_a_method_without_error_maps(task: Task, cases: list[CaseFiles], tmp_path: Path) -> None:

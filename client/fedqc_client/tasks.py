@@ -79,7 +79,7 @@ from fedqc.protocol import (
     Weights,
 )
 from fedqc.ratings import ratings_by_case
-from fedqc.scoring import judge, write_error_map
+from fedqc.scoring import judge, write_error_maps
 from fedqc.seeding import generator
 from fedqc.segmentation import Segmentation
 from fedqc.statistics.site import (
@@ -210,7 +210,8 @@ def cross_check(site: SiteConfig, request: CrossCheckRequest) -> CrossCheckSumma
         return ErrorReply(ErrorCode.NO_REFERENCE)
     method, network = _qc_model(request, task)
     compute = _compute(site)
-    scores = method.score(network, iter(CachedCases(data.cache, data.references)), compute)
+    method.references = CachedCases(data.cache, data.references)
+    scores = method.score(network, iter(method.references), compute)
     return summarise_cross_check(
         [score.quality for score in scores], [case.patient for case in data.references]
     )
@@ -275,8 +276,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
                 files=_input_files(site, task, data.cache, files),
             )
         )
-        if result.error_map is not None:
-            write_error_map(maps / f"{case.id}.nii.gz", result.error_map, case)
+        write_error_maps(maps, result, case)
         watch.progress(len(entries), len(data.candidates))
     shutil.rmtree(site.results / "error_maps", ignore_errors=True)
     maps.replace(site.results / "error_maps")
@@ -308,15 +308,17 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
 def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> Trained | ErrorReply:
     """Train the segmentation model for one round on the cases that the site's manifest keeps.
 
+    Those of a patient on whose references it will be tried have no share in it.
+
     Raises:
         DataError: the site has not curated its cases, or a kept case's files have changed since.
     """
     task = _task(site, request)
     data = load_site_data(site, task)
-    cases = _kept_cases(site, task, data)
-    if request.segmentation.references:
-        training, _ = split_references(data.references, request.seed)
-        cases += training
+    training, tried = _references_for_segmentation(data, request)
+    patients = {files.patient for files in tried}
+    cases = tuple(files for files in _kept_cases(site, task, data) if files.patient not in patients)
+    cases += training
     if not cases:
         return ErrorReply(ErrorCode.NOTHING_KEPT)
     segmentation, network = _segmentation_model(request, task)
@@ -336,9 +338,7 @@ def evaluate_segmentation(
     segmentation, network = _segmentation_model(request, task)
     _store_model(site, request, network, task)
     data = load_site_data(site, task)
-    references = data.references
-    if request.segmentation.references:
-        _, references = split_references(references, request.seed)
+    _, references = _references_for_segmentation(data, request)
     if not references:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     compute = _compute(site)
@@ -348,6 +348,15 @@ def evaluate_segmentation(
         regions={name: [score.regions[name] for score in scores] for name in task.regions},
         patients=[score.patient for score in scores],
     )
+
+
+def _references_for_segmentation(
+    data: SiteData, request: TrainSegmentationRequest | EvaluateSegmentationRequest
+) -> tuple[tuple[CaseFiles, ...], tuple[CaseFiles, ...]]:
+    """The references that the segmentation model is trained on, and those that it is tried on."""
+    if request.segmentation.references:
+        return split_references(data.references, request.seed)
+    return (), tuple(data.references)
 
 
 def _task(site: SiteConfig, request: Request) -> Task:

@@ -292,13 +292,23 @@ def degrade_cases(
     task: Task,
     kinds: Sequence[str],
     rng: np.random.Generator,
+    only: Sequence[int] | None = None,
 ) -> Iterator[DegradedCase]:
-    """Each case once with each kind of error that is possible in it, so that all kinds weigh the same."""
+    """Each case once with each kind of error that is possible in it, so that all kinds weigh the same.
+
+    Args:
+        cases: with labels that are right; another patient's label is one of theirs.
+        task: what the labels show.
+        kinds: of errors.
+        rng: draws them.
+        only: indices of the cases to degrade; None: all.
+    """
     if not cases:
         return
     regions = task.region_indices()
     factory = LabelFactory(LabelsOf(cases), regions, kinds)
-    for index, case in enumerate(cases):
+    for index in range(len(cases)) if only is None else only:
+        case = cases[index]
         recipes = [recipe for kind in kinds if (recipe := factory.draw(rng, index, kind)) is not None]
         made = factory.make(recipes)
         for position, recipe in enumerate(recipes):

@@ -104,7 +104,7 @@ class SideOutputSource(SegmenterSource):
     def _batches(
         variant: str, cases: Sequence[Case], rng: np.random.Generator, plan: RoundPlan, compute: Compute
     ) -> Iterator[_Batch]:
-        """Augmented volumes, or the axial slices of some that hold most of the label and a few others."""
+        """Augmented volumes, or axial slices of theirs, drawn at random."""
         for _ in range(plan.steps):
             chosen = [cases[int(index)] for index in rng.integers(len(cases), size=plan.batch_size)]
             image = torch.from_numpy(np.stack([case.image for case in chosen])).to(compute.device)

@@ -89,24 +89,23 @@ class LabelStore:
     ) -> None:
         """Measure labels of a case and store them behind those that it has; all of them or none.
 
+        A label takes the place of one with the same recipe, whose segmenter an earlier run has trained on
+        other cases perhaps. The fold does not count: it changes as patients come and go.
+
         Args:
             case: With the reference label.
-            labels: Recipe (anything that JSON can write) and `[X, Y, Z]` uint8 class indices of each. One
-                whose recipe is stored already is passed over.
+            labels: Recipe (anything that JSON can write) and `[X, Y, Z]` uint8 class indices of each.
             regions: Class indices of each region, see `Task.region_indices`.
 
         Raises:
             DataError: a label is not on the case's grid, or the folder cannot be written.
         """
         path = self._path(case)
-        stored = _load(path)
-        n_before = len(stored)
-        recipes = [entry.recipe for entry, _ in stored]
+        before = _load(path)
+        stored = {_key(entry.recipe): (entry, packed) for entry, packed in before}
         reference = torch.from_numpy(np.array(case.label))[None]
         for recipe, label in labels:
             written = json.loads(json.dumps(recipe, allow_nan=False))  # as it is when it is read again
-            if written in recipes:
-                continue
             if label.shape != case.label.shape or label.dtype != np.uint8:
                 raise DataError(
                     f"case {case.id}: the label made by {written} is {label.dtype} of shape {label.shape}, "
@@ -120,10 +119,10 @@ class LabelStore:
                 mean=float(found.mean[0]),
                 length=len(packed),
             )
-            stored.append((entry, packed))
-            recipes.append(entry.recipe)
-        if len(stored) > n_before:
-            self._write(path, stored)
+            stored[_key(written)] = entry, packed
+        after = list(stored.values())
+        if after != before:
+            self._write(path, after)
 
     def of(self, case: Case) -> tuple[StoredLabel, ...]:
         """The labels stored for a case, in the order in which they were added."""
@@ -175,6 +174,11 @@ class LabelStore:
                 file.flush()
                 os.fsync(file.fileno())  # or a power cut could leave a renamed file full of zeros
             new.replace(path)
+
+
+def _key(recipe: Mapping[str, JsonValue]) -> str:
+    """By what a label is known among those of its case."""
+    return json.dumps({name: value for name, value in recipe.items() if name != "fold"}, sort_keys=True)
 
 
 def _load(path: Path) -> list[tuple[_Entry, bytes]]:

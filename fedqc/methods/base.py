@@ -24,6 +24,9 @@ from fedqc.task import Task
 from fedqc.training import Progress, TrainSettings
 from fedqc.views import VIEWS
 
+ERROR_FROM = 0.5
+"""Probability from which an error map says that a voxel is wrong."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -43,7 +46,7 @@ class Score:
     views: dict[str, float] = field(default_factory=dict)
     """Stars of the axial, the coronal and the sagittal view."""
     interval: tuple[float, float] | None = None
-    """Between which the passes of a network lie, of methods with several; no promise to cover the truth."""
+    """Between which the true DSC is expected, of methods with several passes."""
 
     @property
     def figures(self) -> dict[str, float | None]:
@@ -63,7 +66,7 @@ class Score:
 
         It estimates voxel accuracy, which is near 1 for any small structure: no quality to decide by.
         """
-        return None if self.error_map is None else float(1 - (self.error_map >= 0.5).mean())
+        return None if self.error_map is None else float(1 - (self.error_map >= ERROR_FROM).mean())
 
 
 FEWEST_REFERENCE_PATIENTS = 2

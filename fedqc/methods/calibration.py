@@ -19,7 +19,7 @@ COVERAGE = 0.95
 class Widening(nn.Module):
     """By how much intervals are wider than they were, so that 95 % of them hold the truth.
 
-    Conformalised quantile regression (Romano et al. 2019): with labels that are like those it was fitted to,
+    Conformalised quantile regression (Romano et al. 2019): among labels that are like those it was fitted to,
     so many hold it, however wrong the intervals were. Until it is fitted they stay as they are.
     """
 
@@ -31,7 +31,7 @@ class Widening(nn.Module):
         self.register_buffer("by", torch.zeros(()))
 
     def fit(self, low: ArrayLike, high: ArrayLike, true: ArrayLike) -> None:
-        """Fit in place to intervals `[n]` whose truth `[n]` is known.
+        """Fit in place to intervals `[n]` whose truth `[n]` is known, and was not when they were made.
 
         Below 19 of them nothing is certain, and every interval goes from 0 to 1.
         """

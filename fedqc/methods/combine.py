@@ -96,6 +96,11 @@ class CombineMethod(Method):
             default = NetworkConfig().model_dump(include=set(foreign))
             own = {"method": name, "network": config.network.model_copy(update=default)}
             self.methods[name] = kind(task, config.model_copy(update=own))
+            if self.methods[name].needs_initial:
+                raise ConfigError(
+                    f"qc.combine.methods names {name!r}, which as it is set up learns from a trained model; "
+                    "method 'combine' cannot be given one, so leave it out or let it learn otherwise"
+                )
         self.needs_references = any(  # type: ignore[misc]  # it depends on the methods
             method.needs_references for method in self.methods.values()
         )
@@ -113,7 +118,7 @@ class CombineMethod(Method):
                 part=inside(name, stage.part),
                 needs=tuple(inside(name, part) for part in stage.needs),
                 starts_from=inside(name, stage.starts_from) if stage.starts_from else "",
-                spares_fitting=stage.learns_from == "references",
+                spares_fitting=stage.fold is None,
             )
             for name, method in self.methods.items()
             for stage in method.stages()

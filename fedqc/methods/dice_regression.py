@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,8 +18,8 @@ from fedqc.compute import Compute, seeded
 from fedqc.config import QCConfig
 from fedqc.errors import TrainingError
 from fedqc.methods.base import Known, RoundPlan, RoundResult, Score, Stage, part_of
-from fedqc.methods.pair_maps import KeptMaps, TrainedParts, pair_maps, weights_digest
-from fedqc.methods.pairs import Judgement, PairBatch, PairMethod
+from fedqc.methods.pair_maps import KeptMaps, TrainedParts, folder_of_maps, pair_maps, weights_digest
+from fedqc.methods.pairs import Judgement, PairBatch, PairMethod, mean_where_present, qualities
 from fedqc.networks.dice_regression import CHANNELS, DiceRegressionNet
 from fedqc.seeding import derive_seed
 from fedqc.task import Task
@@ -88,8 +87,12 @@ class DiceRegressionMethod(PairMethod):
         for kind in self.maps.networks:
             if plan.stage in kind.all_parts():
                 return kind.train_round(network, cases, plan, compute, progress)
-        owner = (plan.site, weights_digest(network, self.stage(QC).needs))
-        shown = self._with(TrainedParts(compute.place(network), compute, self._kept, owner))
+        weights = weights_digest(network, self.stage(QC).needs)
+        kept = None if known is None else known.kept
+        folder = None if kept is None else folder_of_maps(kept / "uncertainty", plan.site, weights)
+        shown = self._with(
+            TrainedParts(compute.place(network), compute, self._kept, (plan.site, weights), folder)
+        )
         return super(DiceRegressionMethod, shown).train_round(
             part_of(network, QC), cases, plan, compute, progress, known=known
         )
@@ -107,10 +110,8 @@ class DiceRegressionMethod(PairMethod):
 
         Its corner is at 1, as in the published code: between values in [0, 1] it is half the squared error.
         """
-        target = torch.cat([batch.mean[:, None], batch.dsc], dim=1)
-        weight = torch.cat([torch.ones_like(batch.mean[:, None]), batch.present.float()], dim=1)
-        loss = F.huber_loss(network(batch.inputs), target, reduction="none")
-        return {"quality": (loss * weight).sum() / weight.sum()}
+        loss = F.huber_loss(network(batch.inputs), qualities(batch), reduction="none")
+        return {"quality": mean_where_present(loss, batch)}
 
     def judge(self, network: nn.Module, image: Tensor, label: Tensor) -> Judgement:
         """Predicted mean DSC, and each region's, of maps `[N, M, X, Y, Z]` with labels `[N, X, Y, Z]`."""

@@ -12,6 +12,7 @@ from itertools import groupby
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedqc.cases.volumes import Case
@@ -19,7 +20,7 @@ from fedqc.compute import Compute, halved_when_full
 from fedqc.config import QCConfig
 from fedqc.degradation.samples import degrade_cases
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage
-from fedqc.methods.calibration import Widening
+from fedqc.methods.calibration import MonotoneMap, Widening
 from fedqc.methods.region_calibration import CALIBRATION, RegionCalibration, calibration_of
 from fedqc.methods.segmenters import Segmenters
 from fedqc.metrics.overlap import overlap
@@ -28,6 +29,8 @@ from fedqc.training import Progress
 
 SPREAD = (0.025, 0.975)
 """Quantiles of the DSC with single passes between which the interval lies, before it is widened."""
+FOLDS = 5
+"""Groups of patients, each of which is tried with a calibration on the others, to see how wide to make it."""
 INTERVAL = "interval"
 """Name of the part of the network that widens it."""
 
@@ -81,7 +84,7 @@ class ExpectedDiceMethod(Method):
     ) -> None:
         """Learn from degraded labels of the references which DSC an expected DSC means, and how safely."""
         network = compute.place(network)
-        measured, dsc, present = [], [], []
+        measured, dsc, present, patients = [], [], [], []
         made = degrade_cases(cases, self.task, self.kinds, rng)
         for index, labels in groupby(made, key=lambda degraded: degraded.recipe.case):
             samples = self.segmenters.predict(network, cases[index], compute).samples
@@ -90,14 +93,14 @@ class ExpectedDiceMethod(Method):
                 measured.append(self._measured(label, samples))
                 dsc.append([degraded.mean_dsc, *(degraded.dsc.get(name, 0.0) for name in self.regions)])
                 present.append([name in degraded.dsc for name in self.regions])
+                patients.append(degraded.case.patient)
             if progress is not None:
                 progress(index + 1, len(cases))
         if measured:
-            values = torch.stack(measured)  # [n, 3, 1 + R]
-            calibration = calibration_of(network)
-            calibration.fit(values[:, 0].cpu().numpy(), np.array(dsc), np.array(present))
-            ends = calibration(values[:, 1:])[..., 0].cpu().numpy()
-            _widening_of(network).fit(ends[:, 0], ends[:, 1], np.array(dsc)[:, 0])
+            values, true = torch.stack(measured).cpu().numpy(), np.array(dsc)  # [n, 3, 1 + R], [n, 1 + R]
+            calibration_of(network).fit(values[:, 0], true, np.array(present))
+            ends = _ends_for_the_unseen(values[..., 0], true[:, 0], patients)
+            _widening_of(network).fit(ends[:, 0], ends[:, 1], true[:, 0])
 
     def score(
         self,
@@ -134,6 +137,31 @@ class ExpectedDiceMethod(Method):
         single = agreement(label, samples, tuple(self.regions.values()))
         ends = torch.tensor(SPREAD, device=single.device)
         return torch.cat([single.mean(dim=0, keepdim=True), single.quantile(ends, dim=0)])
+
+
+def _ends_for_the_unseen(
+    measured: NDArray[np.float32], true: NDArray[np.float64], patients: Sequence[str]
+) -> NDArray[np.float64]:
+    """Both ends `[n, 2]` of the interval of each label, by a calibration on the labels of other patients.
+
+    On those it was fitted to, a calibration is less wrong than it will be. One patient alone leaves nothing
+    to fit to: its intervals are as wrong as can be.
+
+    Args:
+        measured: `[n, 3]`, see `_measured`; of whole labels.
+        true: `[n]`, their DSC.
+        patients: of each label.
+    """
+    from sklearn.model_selection import GroupKFold  # noqa: PLC0415 - takes long, only where it is fitted
+
+    ends = np.tile((true - 1)[:, None], 2)
+    n_patients = len(set(patients))
+    if n_patients > 1:
+        for learned, tried in GroupKFold(min(FOLDS, n_patients)).split(measured, groups=patients):
+            calibration = MonotoneMap()
+            calibration.fit(measured[learned, 0], true[learned])
+            ends[tried] = calibration(measured[tried, 1:])
+    return ends
 
 
 def _widening_of(network: nn.Module) -> Widening:

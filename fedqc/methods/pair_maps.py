@@ -5,27 +5,32 @@ Maps come from networks that never saw the patient, in training as in use.
 
 import hashlib
 import math
+import shutil
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedqc.cases.memo import digest
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
+from fedqc.files import replacing
 from fedqc.methods.base import part_of
 from fedqc.methods.segmenters import CrossFitted, Reconstructors, Segmenters
 from fedqc.task import Task
 
 KEPT_BYTES = 2**30
-"""Of maps that are kept from round to round, at a byte a voxel."""
+"""Of maps that are kept in memory from round to round, at a byte a voxel."""
 
 
 class KeptMaps:
-    """Maps of cases, as many as have room; those that were not asked for longest go first."""
+    """Maps of cases in memory, as many as have room; those that were not asked for longest go first."""
 
     def __init__(self, room: int = KEPT_BYTES) -> None:
         self.room = room
@@ -54,6 +59,12 @@ class TrainedParts:
     kept: KeptMaps | None = None
     owner: tuple[str, ...] = ()
     """Whose cases they are and which weights make the maps: under this maps are kept."""
+    folder: Path | None = None
+    """Where they are kept on disk, for the next round may be another process; None: nowhere."""
+
+    def file_of(self, case: Case) -> Path | None:
+        """Where a case's map is kept on disk."""
+        return None if self.folder is None else self.folder / f"{digest(case.id)}.npy"
 
 
 class PairMaps(ABC):
@@ -130,12 +141,16 @@ class Uncertainties(PairMaps):
         return of_cases[0][:, None].float() / 255
 
     def _entropy(self, parts: TrainedParts, case: Case) -> Tensor:
-        key = (*parts.owner, case.id)
+        key, file = (*parts.owner, case.id), parts.file_of(case)
         if parts.kept is not None and (kept := parts.kept.get(key)) is not None:
             return kept
-        found = self.segmenters.predict(parts.network, case, parts.compute)
-        share = found.entropy / math.log(len(found.probability))
-        entropy = (255 * share).round().clamp(0, 255).to(torch.uint8).cpu()
+        entropy = _read(file, case)
+        if entropy is None:
+            found = self.segmenters.predict(parts.network, case, parts.compute)
+            share = found.entropy / math.log(len(found.probability))
+            entropy = (255 * share).round().clamp(0, 255).to(torch.uint8).cpu()
+            if file is not None:
+                _write(file, entropy)
         if parts.kept is not None:
             parts.kept.put(key, entropy)
         return entropy
@@ -169,10 +184,43 @@ def pair_maps(task: Task, config: QCConfig) -> PairMaps:
     return Uncertainties(task, config) if chosen == "uncertainty" else Errors(task, config)
 
 
+def folder_of_maps(folder: Path, site: str, weights: str) -> Path:
+    """Where a site keeps the maps that some weights make; those of other weights are removed.
+
+    Args:
+        folder: of all sites.
+        site: whose cases they are.
+        weights: the weights' digest.
+    """
+    own = folder / digest(site) / weights
+    for other in set(own.parent.glob("*")) - {own}:
+        shutil.rmtree(other, ignore_errors=True)
+    return own
+
+
+def _read(file: Path | None, case: Case) -> Tensor | None:
+    """A map that was kept on disk; None where there is none, or a damaged one."""
+    if file is None:
+        return None
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if values.dtype != np.uint8 or values.shape != case.label.shape:
+        return None
+    return torch.from_numpy(values)
+
+
+def _write(file: Path, made: Tensor) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as aside:
+        np.save(aside, made.numpy())
+
+
 def weights_digest(network: nn.Module, parts: Sequence[str]) -> str:
     """SHA-256 of the weights of some parts."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for part in parts:
         for weight in part_of(network, part).state_dict().values():
-            digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+            found.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()

@@ -232,6 +232,15 @@ def quality_loss(predicted: Tensor, batch: PairBatch) -> Tensor:
 
     Regions that the reference does not hold are left out.
     """
-    target = torch.cat([batch.mean[:, None], batch.dsc], dim=1)
+    return mean_where_present((predicted - qualities(batch)).abs(), batch)
+
+
+def qualities(batch: PairBatch) -> Tensor:
+    """`[N, 1 + R]`, true DSC: the mean and each region's."""
+    return torch.cat([batch.mean[:, None], batch.dsc], dim=1)
+
+
+def mean_where_present(loss: Tensor, batch: PairBatch) -> Tensor:
+    """The mean of losses `[N, 1 + R]` of `qualities`, without regions that the reference does not hold."""
     weight = torch.cat([torch.ones_like(batch.mean[:, None]), batch.present.float()], dim=1)
-    return ((predicted - target).abs() * weight).sum() / weight.sum()
+    return (loss * weight).sum() / weight.sum()

@@ -163,7 +163,7 @@ class RCAMethod(Method):
             kinds = self.kinds
             if not self.together:
                 kinds = rng.permutation(kinds)[:CALIBRATION_KINDS].tolist()
-            spoiled = list(degrade_cases([case], self.task, kinds, rng))
+            spoiled = list(degrade_cases(cases, self.task, kinds, rng, only=[int(index)]))
             measured += [
                 self.estimate(case, [one.label for one in group], compute).values
                 for group in self._groups(one.case for one in spoiled)

@@ -11,6 +11,7 @@ whether a voxel belongs to the class, and where the label says the opposite, it 
 (`architecture = "published"`), it has to learn the comparison, too (docs/decisions/0005 and 0018).
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedqc.cases.volumes import Case
 from fedqc.compute import seeded
 from fedqc.config import QCConfig
+from fedqc.methods.base import ERROR_FROM
 from fedqc.methods.pairs import Judgement, PairBatch, PairMethod, scaled
 from fedqc.metrics.overlap import binary_dice, one_hot
 from fedqc.networks.voxresnet import VoxResNet, VoxResNetOutput
@@ -61,9 +64,13 @@ class VoxResNetMethod(PairMethod):
         x, y, z = (-(-voxels // 8) for voxels in self.patch)
         return x, y, z
 
+    def shown(self, cases: Sequence[Case], image: Tensor, label: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """Intensities in [-1, 1], of the whole image before a patch of it is cut."""
+        return scaled(image, -1, 1)
+
     def inputs(self, image: Tensor, label: Tensor) -> Tensor:
-        """`[N, C + classes, X, Y, Z]`: intensities in [-1, 1] and one mask a class."""
-        joined = torch.cat([scaled(image, -1, 1), one_hot(label, self.task.n_classes)], dim=1)
+        """`[N, C + classes, X, Y, Z]`: scaled intensities and one mask a class."""
+        joined = torch.cat([image, one_hot(label, self.task.n_classes)], dim=1)
         return joined.to(memory_format=torch.channels_last_3d)
 
     def batch(self, rng: np.random.Generator, image: Tensor, reference: Tensor, label: Tensor) -> PairBatch:
@@ -104,7 +111,7 @@ class VoxResNetMethod(PairMethod):
         )
         masks = one_hot(label, self.task.n_classes).bool()
         wrong = self._wrong(cast(Tensor, logits), masks).sigmoid()
-        corrected = masks ^ (wrong >= 0.5)
+        corrected = masks ^ (wrong >= ERROR_FROM)
         regions = torch.stack(
             [_implied_dsc(masks, corrected, members) for members in self.regions.values()], dim=1
         )

@@ -1,6 +1,6 @@
 """How well predicted quality agrees with the truth: correlation, error, and an interval over patients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,7 @@ def agreement(
         n=len(x),
         patients=len(set(patients)),
         r=pearson(x, y),
-        r_ci=_pearson_interval(x, y, patients, rng, resamples),
+        r_ci=patient_interval(lambda chosen: pearson(x[chosen], y[chosen]), patients, rng, resamples),
         rho=spearman(x, y),
         mae=mae(x, y),
         mae_sd=mae_sd(x, y),
@@ -158,20 +158,35 @@ def limits_of_agreement(first: ArrayLike, second: ArrayLike) -> LimitsOfAgreemen
     return LimitsOfAgreement(len(x), bias, sd, lower=bias - 1.96 * sd, upper=bias + 1.96 * sd)
 
 
-def _pearson_interval(
-    x: Values, y: Values, patients: Sequence[str], rng: np.random.Generator, resamples: int
+def patient_interval(
+    figure: Callable[[NDArray[np.intp]], float | None],
+    patients: Sequence[str],
+    rng: np.random.Generator,
+    resamples: int = 1000,
 ) -> tuple[float, float] | None:
-    """2.5th and 97.5th percentile of r over draws of patients; None below 2 patients or where r has none."""
+    """95 % interval of a figure over draws of patients, each with all of their samples (bootstrap).
+
+    Draws for which the figure is not defined are left out.
+
+    Args:
+        figure: of the samples at some positions.
+        patients: of each sample.
+        rng: draws the patients.
+        resamples: number of draws.
+
+    Returns:
+        2.5th and 97.5th percentile; None below two patients, or where the figure never is defined.
+    """
     names, owner = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True)
-    if len(names) < 2 or pearson(x, y) is None:
+    if len(names) < 2 or figure(np.arange(len(patients))) is None:
         return None
     samples_of = [np.flatnonzero(owner == index) for index in range(len(names))]
     drawn = []
     for _ in range(resamples):
         chosen = np.concatenate([samples_of[index] for index in rng.integers(len(names), size=len(names))])
-        r = pearson(x[chosen], y[chosen])
-        if r is not None:
-            drawn.append(r)
+        value = figure(chosen)
+        if value is not None:
+            drawn.append(value)
     if not drawn:
         return None
     low, high = np.percentile(drawn, [2.5, 97.5])

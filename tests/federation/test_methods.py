@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fedqc_client import tasks
 from fedqc_client.dry_run import what_would_leave
 
 from fedqc.cases.layouts import find_cases
@@ -16,7 +17,15 @@ from fedqc.curation.manifest import read_manifest
 from fedqc.errors import ConfigError
 from fedqc.methods.base import get_method, part_of
 from fedqc.model import ModelCard, load_model, save_model
-from fedqc.protocol import REPLIES, TrainReply, TrainRequest, reply_from_records, request_from_records
+from fedqc.protocol import (
+    REPLIES,
+    CrossCheckRequest,
+    TrainReply,
+    TrainRequest,
+    reply_from_records,
+    request_from_records,
+)
+from fedqc.statistics.site import CrossCheckSummary
 from fedqc.task import load_task
 from tests.federation.runs import RecordingGrid, run, write_federation, write_site, write_task
 
@@ -24,7 +33,7 @@ Sites = dict[str, Path]
 pytestmark = pytest.mark.usefixtures("no_report")
 
 PHASES = ("summarise", "train.qc", "calibrate", "score")
-FITTED = ("calibration", "fitted")
+FITTED = ("calibration", "interval", "fitted")
 """How parts are called that are fitted at each site and never leave it."""
 NETWORK = "[qc.network]\nwidth = 4\nblocks = [1, 1]\n"
 SEGMENTER = "[qc.segmenter]\nrounds = 1\nlocal_steps = 1\nchannels = [4, 8]\npasses = 2\n"
@@ -151,7 +160,7 @@ def test_a_run(
         for stage in method.stages()
         for _ in range(stage.rounds)
     ]
-    assert not any(name.startswith(FITTED) or f".{FITTED[0]}" in name for part in parts for name in part)
+    assert not any(set(name.split(".")) & set(FITTED) for part in parts for name in part)
     for site, site_file in sites.items():
         # What left is what the protocol names, and of the network only the part that was trained.
         sent = [reply for name, reply in grid.sent if name == site]
@@ -183,7 +192,7 @@ def test_a_run(
     whole = load_model(out / "models" / "qc", load_task(config.task)).network.state_dict()
     assert list(whole) == list(network.state_dict())
     for name, values in network.state_dict().items():
-        if name.startswith(FITTED) or f".{FITTED[0]}" in name:
+        if set(name.split(".")) & set(FITTED):
             torch.testing.assert_close(whole[name], values)
 
 
@@ -211,6 +220,25 @@ def test_a_site_without_two_references_is_excused_from_what_compares(
         if name == "a" and reply.metadata.message_type == TrainRequest.kind
     )
     assert reply["error"]["code"] == "no-reference"
+
+
+def test_references_are_checked_by_what_compares_with_references(
+    sites: Sites, planned: Callable[[Kind], Path]
+) -> None:
+    config = load_federation(planned(KINDS["combine with rca"]))
+    task = load_task(config.task)
+    network = get_method("combine")(task, config.qc).build(0)
+    request = CrossCheckRequest(
+        federation="methods",
+        task=task.digest,
+        seed=0,
+        min_count=1,
+        qc=config.qc,
+        weights={name: values.numpy() for name, values in network.state_dict().items()},
+    )
+    found = tasks.cross_check(load_site(sites["a"]), request)
+    assert isinstance(found, CrossCheckSummary)
+    assert found.references.value == 4
 
 
 def test_all_stages_are_shown_before_anything_is_sent(

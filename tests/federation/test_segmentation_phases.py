@@ -1,5 +1,6 @@
 """Segmentation at the sites: what it is trained on, who takes part, and what comes of it."""
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -155,6 +156,29 @@ def test_references_for_training_take_part_where_the_federation_wants_it(
     assert (len(training), len(held_back)) == (3, 1)
     assert set(seen["a"]) == {"good-4", "good-5", "good-6", *(case.id for case in training)}
     assert len(seen["a"]) == 6
+
+
+@pytest.mark.parametrize("references", [False, True])
+def test_nobody_is_learned_from_on_whom_the_model_is_tried(
+    references: bool, site: Path, seen: dict[str, list[str]]
+) -> None:
+    """A follow-up scan among the candidates is left out, where the baseline is a reference to be tried on."""
+    loaded = load_site(site)
+    table = loaded.data.path / "cases.csv"
+    data = load_site_data(loaded, load_task(loaded.task))
+    _, held_back = split_references(data.references, 0)
+    rows = list(csv.DictReader(table.open(encoding="utf-8", newline="")))
+    for row in rows:
+        if row["id"] == "good-5":
+            row["patient"] = held_back[0].patient
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    train(site, references=references)
+    candidates = {name for name in seen["a"] if not name.startswith("ref")}
+    assert candidates == {"good-4", "good-6"}
+    assert held_back[0].id not in seen["a"]
 
 
 @pytest.mark.parametrize("change", ["image", "label", "gone", "reference"])

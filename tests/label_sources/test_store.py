@@ -90,19 +90,24 @@ def test_more_labels_go_behind_those_that_are_there(store: LabelStore, case: Cas
     assert all(map(np.array_equal, contents(again, case), labels))
 
 
-def test_a_recipe_that_is_stored_already_changes_nothing(
+def test_a_label_takes_the_place_of_one_with_its_recipe(
     store: LabelStore, case: Case, tmp_path: Path
 ) -> None:
+    """Whatever fold it was in: of an earlier run, whose segmenters learned from other cases."""
     worse = halved(case)
-    store.add(case, [({"scales": (1, 3)}, worse), ({"scales": [1, 3]}, case.label)], REGIONS)
+    first = [({"scales": (1, 3), "fold": 0}, worse), ({"scales": [2], "fold": 0}, worse)]
+    store.add(case, first, REGIONS)
     before = only_file(tmp_path).stat()
-    store.add(case, [({"scales": (1, 3)}, case.label)], REGIONS)
+    store.add(case, first, REGIONS)
+    store.add(case, [], REGIONS)
     after = only_file(tmp_path).stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-    assert len(store.of(case)) == 1
-    assert np.array_equal(store.read(case, 0), worse)
-    store.add(case, [], REGIONS)
-    assert len(store.of(case)) == 1
+    store.add(case, [({"scales": [1, 3], "fold": 1}, case.label)], REGIONS)
+    replaced, other = store.of(case)
+    assert (replaced.recipe, replaced.mean) == ({"scales": [1, 3], "fold": 1}, 1)
+    assert other.recipe == {"scales": [2], "fold": 0}
+    assert np.array_equal(store.read(case, 0), case.label)
+    assert np.array_equal(store.read(case, 1), worse)
 
 
 def test_labels_may_lie_in_memory_in_any_way(store: LabelStore, case: Case, tmp_path: Path) -> None:

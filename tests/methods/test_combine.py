@@ -11,7 +11,7 @@ from torch import nn
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.config import CombineConfig, NetworkConfig, QCConfig, parse
+from fedqc.config import CombineConfig, DQEConfig, NetworkConfig, QCConfig, parse
 from fedqc.degradation.samples import ALL_KINDS, degrade_cases
 from fedqc.errors import ConfigError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
@@ -217,6 +217,20 @@ def test_only_methods_that_judge_the_label(task: Task) -> None:
     for wrong in (["a"], ["a", "a"], ["combine", "a"]):
         with pytest.raises(ConfigError, match="methods"):
             parse({"methods": wrong}, CombineConfig, source="x")
+
+
+def test_who_needs_a_teacher_is_refused_as_nobody_can_give_one(task: Task) -> None:
+    methods = CombineConfig(methods=("guess", "dqe"))
+    with pytest.raises(ConfigError, match="'dqe', which as it is set up learns from a trained model"):
+        CombineMethod(task, QCConfig(combine=methods, dqe=DQEConfig(targets="distilled")))
+    CombineMethod(task, QCConfig(combine=methods))
+
+
+def test_whoever_learns_from_other_cases_spares_the_patients_too(task: Task) -> None:
+    """Unless in folds, where a patient is judged by those that did not see it."""
+    config = QCConfig(combine=CombineConfig(methods=("rca-labels", "expected-dice")))
+    for stage in CombineMethod(task, config).stages():
+        assert (stage.learns_from, stage.spares_fitting) == ("all", stage.fold is None)
 
 
 def test_each_method_gets_its_own_network_options(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Dice regression: what it sees beside the label, who made that, and what it learns."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import entropy
 from torch import Tensor, nn
 
+from fedqc.cases.memo import digest
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig, SamplesConfig
@@ -44,7 +46,8 @@ class Leans(nn.Module):
 
     def __init__(self, more: float) -> None:
         super().__init__()
-        self.more, self.passes = more, 0
+        self.more = nn.Parameter(torch.tensor(more))
+        self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:
         self.passes += 1
@@ -162,6 +165,29 @@ def test_a_case_is_passed_through_the_segmenters_once_while_they_stay_as_they_ar
     assert segmenter.passes == 2 * 2  # two cases, two passes each
     method.train_round(network, cases[:2], replace(plan(), site="b"), FP32)
     assert segmenter.passes == 2 * 2 * 2  # another site's case of the same id is another case
+
+
+def test_maps_outlive_the_process_of_a_round(task: Task, cases: list[Case], tmp_path: Path) -> None:
+    network = nn.ModuleDict(dict(make(task, "uncertainty").build(0).named_children()))
+    network["segmenter-1"] = network["segmenter-2"] = segmenter = Leans(1.0)
+    known = Known(kept=tmp_path)
+
+    def passes(**changes: str) -> int:
+        """Of a round at a client that is new each time, on one case with two passes."""
+        before = segmenter.passes
+        this = replace(plan(), **changes)  # type: ignore[arg-type]
+        make(task, "uncertainty").train_round(network, cases[:1], this, FP32, known=known)
+        return segmenter.passes - before
+
+    assert [passes(), passes(), passes(site="b")] == [2, 0, 2]
+    for file in tmp_path.rglob("*.npy"):
+        file.write_bytes(file.read_bytes()[:-1])
+    assert [passes(), passes()] == [2, 0]
+    (first,) = {file.parent for file in tmp_path.rglob("*.npy") if digest("b") not in str(file)}
+    with torch.no_grad():
+        segmenter.more.add_(1)
+    assert [passes(), passes()] == [2, 0]
+    assert not first.exists()  # maps of weights that are gone
 
 
 def test_new_weights_have_new_maps(task: Task) -> None:

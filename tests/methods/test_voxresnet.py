@@ -1,6 +1,7 @@
 """The quality that a label and an error map imply, and what the network is trained on, by hand."""
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -126,10 +127,24 @@ def test_patches_cut_image_reference_and_label_at_one_place(task: Task, cases: l
         batch = method.batch(rng, image, label, label)
         assert batch.label.shape == (1, 16, 8, 16)
         assert torch.equal(batch.label, batch.reference)
-        scale = batch.inputs[:, 0] - batch.inputs[:, 0].min()
-        assert torch.equal(scale == 0, batch.label == batch.label.min())
+        assert torch.equal(batch.inputs[:, 0], batch.label.float())  # of a patch as of the whole
         places.add(batch.label.sum().item())
     assert len(places) > 3
+
+
+def test_intensities_are_those_of_the_whole_image_in_training_as_in_use(
+    task: Task, cases: list[Case]
+) -> None:
+    """A patch is a part of what is judged as a whole, not an image of its own."""
+    method = make(task, patch=(16, 8, 16))
+    bright = cases[0].image.copy()
+    bright[:, 0, 0, 0] = 100.0
+    case = replace(cases[0], image=bright)
+    (batch,) = method.batches([case], method.pool([case]), np.random.default_rng(0), 1, 8)
+    brightest = batch.inputs[:, 0].amax(dim=(1, 2, 3))
+    assert (brightest < -0.5).any()  # the patches without the bright voxel, which is in a corner
+    assert brightest.max() <= 1 + 1e-5
+    assert batch.inputs[:, 0].min() >= -1 - 1e-5
 
 
 def test_windows_cover_a_volume_that_is_larger_than_a_patch(task: Task, cases: list[Case]) -> None:

@@ -33,7 +33,7 @@ from rich.console import Console
 from fedqc.cases.volumes import read_volume
 from fedqc.config import ComputeConfig, QCConfig
 from fedqc.display import Display
-from fedqc.errors import ConfigError
+from fedqc.errors import ConfigError, DataError
 from fedqc.methods.base import get_method
 from fedqc.ratings import MOST_STARS, Rating, View
 from fedqc.seeding import generator
@@ -304,3 +304,9 @@ def test_what_cannot_be_is_refused(settings: Settings, tmp_path: Path, display: 
     with pytest.raises(ConfigError, match="--sites: dqe has no federated rows"):
         reproduce("dqe", replace(settings, sites=2), tmp_path / "out", display)
     assert not (tmp_path / "out").exists()
+
+
+def test_few_patients_are_refused_in_a_sentence(settings: Settings, tmp_path: Path, display: Display) -> None:
+    workshop = open_workshop("dqe", settings, tmp_path / "out", display, 6)
+    with pytest.raises(DataError, match="use a larger data set"):
+        dqe.reproduce(replace(workshop, cases=workshop.cases[:6]))

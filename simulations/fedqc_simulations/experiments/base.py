@@ -36,7 +36,7 @@ from fedqc.errors import ConfigError, DataError
 from fedqc.files import replacing, write_json
 from fedqc.label_sources.making import make_stored_labels, stored_labels
 from fedqc.label_sources.store import LabelStore, StoredLabel
-from fedqc.methods.base import Known, Method, get_method
+from fedqc.methods.base import ERROR_FROM, Known, Method, get_method
 from fedqc.metrics.overlap import overlap
 from fedqc.model import StoredModel, load_model
 from fedqc.ratings import Rating
@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 
 PHANTOMS, SCANNERS = 120, 4
 """Phantoms that are drawn for a table where no data are named, and the scanners that they come from."""
-ERROR_FROM = 0.5
-"""Probability from which the error map says that a voxel is wrong."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Settings:
     """0: on one machine; else training is federated over so many sites, beside training on pooled data."""
     compute: ComputeConfig
     rounds: int | None = None
-    """Of every model's training; None: as many as the table says."""
+    """Of every QC model's training; None: as many as the table says."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def open_workshop(
         settings: on what.
         out: a new folder, or one in which the same was begun.
         display: told how it goes.
-        at_most: so many cases, by patient; None: all.
+        at_most: so many cases, drawn at random; None: all.
 
     Raises:
         ConfigError: the folder holds something else, or no phantoms are drawn for the task.

@@ -33,6 +33,7 @@ from fedqc.degradation.annotator import ANNOTATOR_KINDS
 from fedqc.degradation.base import Untouched
 from fedqc.degradation.samples import LabelFactory
 from fedqc.degradation.seggen import SegGen
+from fedqc.errors import DataError
 from fedqc.files import write_json
 from fedqc.label_sources.making import FOREST, label_store
 from fedqc.methods.dqe import stars_by_view
@@ -130,9 +131,19 @@ def forests(quick: bool) -> QCConfig:
 
 
 def reproduce(workshop: Workshop) -> None:
-    """Train what is missing, try it, and write tables and figures."""
+    """Train what is missing, try it, and write tables and figures.
+
+    Raises:
+        DataError: there are too few patients.
+    """
     rest = 1 - TRAINING_SHARE - TEST_SHARE
-    training, test, external = workshop.split([TRAINING_SHARE, TEST_SHARE, rest])
+    training, test, external = parts = workshop.split([TRAINING_SHARE, TEST_SHARE, rest])
+    if any(len({files.patient for files in part}) < 2 for part in parts):
+        raise DataError(
+            f"{workshop.settings.data or workshop.out}: {len({files.patient for files in workshop.cases})} "
+            "patients can be used; they are dealt out to learn from, to be tried on, and for the external "
+            "evaluation, two or more to each; use a larger data set"
+        )
     learned, seen = (
         rated_labels(workshop, part, files) for part, files in (("training", training), ("test", test))
     )

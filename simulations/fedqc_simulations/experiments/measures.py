@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedqc.metrics.agreement import mae, mae_sd, pearson
+from fedqc.metrics.agreement import mae, mae_sd, patient_interval, pearson
 from fedqc_simulations.experiments.base import Judged
-
-RESAMPLES = 1000
 
 Values = NDArray[np.float64]
 
@@ -98,19 +96,8 @@ def estimate(
         patients: whose each label is.
         rng: draws the patients.
     """
-    value = figure(np.arange(len(patients)))
-    names, owner = np.unique(np.asarray(patients, dtype=np.str_), return_inverse=True)
-    if value is None or len(names) < 2:
-        return Estimate(value, None, None)
-    labels_of = [np.flatnonzero(owner == number) for number in range(len(names))]
-    drawn = []
-    for _ in range(RESAMPLES):
-        chosen = np.concatenate([labels_of[number] for number in rng.integers(len(names), size=len(names))])
-        again = figure(chosen)
-        if again is not None:
-            drawn.append(again)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
+    low, high = patient_interval(figure, patients, rng) or (None, None)
+    return Estimate(figure(np.arange(len(patients))), low, high)
 
 
 def paired(first: Sequence[Judged], second: Sequence[Judged]) -> Paired:
