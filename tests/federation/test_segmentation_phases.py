@@ -167,7 +167,7 @@ def test_nobody_is_learned_from_on_whom_the_model_is_tried(
     table = loaded.data.path / "cases.csv"
     data = load_site_data(loaded, load_task(loaded.task))
     _, held_back = split_references(data.references, 0)
-    rows = list(csv.DictReader(table.open(encoding="utf-8", newline="")))
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
     for row in rows:
         if row["id"] == "good-5":
             row["patient"] = held_back[0].patient

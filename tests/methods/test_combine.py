@@ -17,6 +17,9 @@ from fedqc.errors import ConfigError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
 from fedqc.methods.combine import Blend, CombineMethod
 from fedqc.methods.cross_fitting import is_for_fitting
+from fedqc.methods.dqe import DQEMethod
+from fedqc.methods.expected_dice import ExpectedDiceMethod
+from fedqc.methods.rca_labels import RCALabelsMethod
 from fedqc.metrics.agreement import mae
 from fedqc.seeding import generator
 from fedqc.task import Task
@@ -112,7 +115,9 @@ class Point:
 
 @pytest.fixture(autouse=True)
 def methods(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [Point(kind.name, kind) for kind in (Halves, Guess, Prediction, CombineMethod)]
+    own = (Halves, Guess, Prediction)
+    real = (CombineMethod, DQEMethod, ExpectedDiceMethod, RCALabelsMethod)
+    points = [Point(kind.name, kind) for kind in (*own, *real)]
     monkeypatch.setattr("fedqc.methods.base.entry_points", lambda group: points)
 
 
@@ -228,7 +233,8 @@ def test_who_needs_a_teacher_is_refused_as_nobody_can_give_one(task: Task) -> No
 
 def test_whoever_learns_from_other_cases_spares_the_patients_too(task: Task) -> None:
     """Unless in folds, where a patient is judged by those that did not see it."""
-    config = QCConfig(combine=CombineConfig(methods=("rca-labels", "expected-dice")))
+    network = NetworkConfig(width=4, blocks=(1, 1))
+    config = QCConfig(network=network, combine=CombineConfig(methods=("rca-labels", "expected-dice")))
     for stage in CombineMethod(task, config).stages():
         assert (stage.learns_from, stage.spares_fitting) == ("all", stage.fold is None)
 
