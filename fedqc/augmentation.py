@@ -7,21 +7,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedqc.geometry import rotation, sampling_grid, source_positions
+from fedqc.geometry import CUBE, Sides, in_voxels, rotation, sampling_grid, source_positions
 
 
-def augment(rng: np.random.Generator, image: Tensor, *labels: Tensor) -> tuple[Tensor, ...]:
+def augment(
+    rng: np.random.Generator, image: Tensor, *labels: Tensor, sides: Sides = CUBE
+) -> tuple[Tensor, ...]:
     """Augment a batch; image and labels of one sample go through the same spatial transform.
 
     Args:
         rng: Draws everything, in one order whatever the device.
         image: `[N, C, X, Y, Z]` float32, z-scored, 0 outside the body.
         labels: Each `[N, X, Y, Z]`, class indices or any map that only moves; nearest neighbour.
+        sides: Of a voxel.
 
     Returns:
         New image and labels, same shapes and types.
     """
-    matrices = torch.stack([_matrix(rng) for _ in range(len(image))]).to(image.device)
+    matrices = in_voxels(torch.stack([_matrix(rng) for _ in range(len(image))]), sides).to(image.device)
     unmoved = torch.zeros((len(image), 3), device=image.device)
     shape = image.shape[2:]
     grid = sampling_grid(source_positions(matrices, unmoved, shape), shape)

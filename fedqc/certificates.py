@@ -107,10 +107,12 @@ def make_site_key(path: Path, site: str) -> Path:
         Path of the public key.
 
     Raises:
-        ConfigError: one of them is there already; nothing is written over.
+        ConfigError: one of them is there already and nothing is written over, or the path ends in `.pub`.
     """
-    key = ec.generate_private_key(_CURVE)
     public = path.with_suffix(".pub")
+    if public == path:
+        raise ConfigError(f"{path}: .pub is the ending of the public key beside it; leave it out")
+    key = ec.generate_private_key(_CURVE)
     private_text = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.OpenSSH,

@@ -154,6 +154,7 @@ def client(
     from fedqc.config import load_federation
     from fedqc.display import Display
     from fedqc.errors import ConfigError
+    from fedqc.files import private_files
 
     console = Console(width=None if sys.stdout.isatty() else 100)
     if federation is not None and not dry_run:
@@ -165,7 +166,7 @@ def client(
                 f"{one.kind}, {one.record}: {one.content}", highlight=False, markup=False, soft_wrap=True
             )
         return
-    with Display(console) as display:
+    with private_files(), Display(console) as display:
         serve_site(site, say=display.say, progress=display.progress)
 
 

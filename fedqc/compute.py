@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,9 @@ from fedqc.networks.layers import InstanceNorm3d
 
 SHORTEST_BF16_AXIS = 3
 """Voxels of a network's deepest layer from which training in bf16 is safe on a CPU (docs/decisions/0009)."""
+
+VOXELS_AT_ONCE = 2**20
+"""Voxels that are judged or segmented at a time, unless a single case has more."""
 
 _GIB = 2**30
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
@@ -158,6 +162,11 @@ def _has_bf16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     features = torch.cpu.get_capabilities()
     return bool(features.get("avx512_bf16") or features.get("amx_bf16"))
+
+
+def cases_at_once(size: Sequence[int]) -> int:
+    """How many cases of `X, Y, Z` voxels are judged or segmented at a time; one where they are large."""
+    return max(1, VOXELS_AT_ONCE // math.prod(size))
 
 
 def halved_when_full(work: Callable[[Sequence[T]], Sequence[R]], items: Sequence[T]) -> list[R]:

@@ -425,6 +425,17 @@ class CurationConfig(FrozenModel):
     review: Share = 0.0
     """Width of the band above the threshold that a person has to look at; it counts as dropped until then."""
 
+    @model_validator(mode="after")
+    def _keeps_something(self) -> Self:
+        total = round(self.threshold + self.review, 9)
+        if total > 1:
+            msg = (
+                f"threshold {self.threshold} and review {self.review} add up to {total}, so no case could be "
+                f"kept; make review {round(1 - self.threshold, 6)} or less"
+            )
+            raise ValueError(msg)
+        return self
+
 
 class SegmentationConfig(FrozenModel):
     """How the segmentation model is trained, on what each site kept."""

@@ -32,6 +32,16 @@ def write_json(path: Path, values: object) -> None:
         aside.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """Whatever this process and those that it starts write meanwhile, only its user may read."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def write_secret(path: Path) -> None:
     """Write a new random secret that only its owner may read."""
     path.unlink(missing_ok=True)

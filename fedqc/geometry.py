@@ -12,6 +12,15 @@ from torch import Tensor
 
 Region = tuple[slice, slice, slice]
 """A box of voxels: along each axis from its first to behind its last."""
+Sides = tuple[float, float, float]
+"""Sides of a voxel, in units of the shortest."""
+CUBE: Sides = (1.0, 1.0, 1.0)
+
+
+def sides_of(spacing: Sequence[float]) -> Sides:
+    """Sides of a voxel by its size in mm; what differs by less than a thousandth counts as equal."""
+    x, y, z = (round(side / min(spacing), 3) for side in spacing)
+    return x, y, z
 
 
 def whole(shape: Sequence[int]) -> Region:
@@ -47,6 +56,12 @@ def rotation(degrees: Sequence[float]) -> Tensor:
     y = torch.tensor([[math.cos(b), 0, math.sin(b)], [0, 1, 0], [-math.sin(b), 0, math.cos(b)]])
     z = torch.tensor([[math.cos(c), -math.sin(c), 0], [math.sin(c), math.cos(c), 0], [0, 0, 1]])
     return z @ y @ x
+
+
+def in_voxels(matrix: Tensor, sides: Sides) -> Tensor:
+    """A linear map `[..., 3, 3]` of space as one of voxel positions, which in thick slices is another."""
+    side = torch.tensor(sides, dtype=matrix.dtype, device=matrix.device)
+    return matrix * (side[None, :] / side[:, None])
 
 
 def source_positions(

@@ -104,6 +104,10 @@ def _segment(
         return label_to_native(model.segmentation.predict(model.network, whole.image, compute), whole)
     except (MemoryError, torch.OutOfMemoryError):
         return None
+    except RuntimeError as error:  # what PyTorch raises on a CPU
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        return None
 
 
 def _too_large(files: CaseFiles, raw: RawImage, task: Task) -> Problem:

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from fedqc.augmentation import augment
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute, halved_when_full, seeded
+from fedqc.compute import Compute, cases_at_once, halved_when_full, seeded
 from fedqc.config import SegmentationConfig
 from fedqc.errors import ConfigError
+from fedqc.geometry import sides_of
 from fedqc.methods.base import RoundPlan, RoundResult
 from fedqc.metrics.overlap import overlap
 from fedqc.seeding import derive_seed, generator
@@ -36,6 +37,8 @@ class SegmentationScore:
     """DSC of each region."""
     dice: float
     """Mean DSC over the regions present in the label (conventions of `fedqc.metrics.overlap`)."""
+    present: frozenset[str] = frozenset()
+    """The regions that the label holds."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Segmentation:
             batch = [cases[index] for index in islice(order, batch_size)]
             image = torch.from_numpy(np.stack([case.image for case in batch])).to(device)
             label = torch.from_numpy(np.stack([case.label for case in batch])).to(device)
-            image, label = augment(rng, image, label)
+            image, label = augment(rng, image, label, sides=sides_of(batch[0].spacing))
             yield SegmentationBatch(image.to(memory_format=torch.channels_last_3d), label)
 
     @staticmethod
@@ -136,12 +139,16 @@ class Segmentation:
         return {"dice": dice(logits, label[:, None]), "cross_entropy": F.cross_entropy(logits, label)}
 
     def evaluate(
-        self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8
+        self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int | None = None
     ) -> Iterator[SegmentationScore]:
-        """Segment cases on the network's grid and compare with their labels, in order."""
+        """Segment cases on the network's grid and compare with their labels, in order.
+
+        Without `batch_size` as many at a time as are small.
+        """
         network = compute.place(network).eval()
         remaining = iter(cases)
-        while batch := list(islice(remaining, batch_size)):
+        at_once = batch_size or cases_at_once(self.task.size)
+        while batch := list(islice(remaining, at_once)):
             yield from halved_when_full(partial(self._evaluate, network, compute), batch)
 
     def _evaluate(
@@ -153,9 +160,16 @@ class Segmentation:
         with torch.inference_mode(), compute.autocast():
             logits = network(image.to(memory_format=torch.channels_last_3d))
         found = overlap(logits.argmax(dim=1), label, self.regions)
+        values = zip(batch, found.dsc.tolist(), found.mean.tolist(), found.present.tolist(), strict=True)
         return [
-            SegmentationScore(case.id, case.patient, dict(zip(self.task.regions, dsc, strict=True)), mean)
-            for case, dsc, mean in zip(batch, found.dsc.tolist(), found.mean.tolist(), strict=True)
+            SegmentationScore(
+                case.id,
+                case.patient,
+                dict(zip(self.task.regions, dsc, strict=True)),
+                mean,
+                frozenset(name for name, there in zip(self.task.regions, present, strict=True) if there),
+            )
+            for case, dsc, mean, present in values
         ]
 
     def predict(self, network: nn.Module, image: NDArray[np.float32], compute: Compute) -> NDArray[np.uint8]:

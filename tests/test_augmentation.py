@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fedqc.augmentation import _intensities, augment
+from fedqc.geometry import Sides
 from fedqc.metrics.overlap import binary_dice
 
 SHAPE = (42, 36, 30)
@@ -79,6 +80,19 @@ def test_labels_move_as_rigid_bodies_of_another_size_whatever_the_shape_of_the_v
     centres = torch.stack([(label > 0).nonzero().float().mean(dim=0) - CENTRE for label in after])
     assert (centres[:, 0] < 0).any()  # mirrored left to right
     assert (centres[:, 0] > 0).any()
+
+
+def test_in_thick_slices_a_rotation_hardly_leaves_the_slice() -> None:
+    label = torch.zeros(8, 32, 32, 9, dtype=torch.uint8)
+    label[..., 4] = 1
+    image = label.float()[:, None]
+
+    def slices(sides: Sides) -> int:
+        _, moved = augment(np.random.default_rng(0), image, label, sides=sides)
+        return int((moved > 0).any(dim=1).any(dim=1).sum())
+
+    assert slices((1.0, 1.0, 10.0)) <= 8 * 3  # 16 mm times the sine of 20 degrees are half a slice of 10 mm
+    assert slices((1.0, 1.0, 1.0)) > 8 * 5
 
 
 def test_outside_the_body_stays_zero() -> None:

@@ -1,6 +1,7 @@
 """What a site does in each phase. Nothing here sends anything: the guard decides about the outcome."""
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -39,6 +40,7 @@ from fedqc.curation.rules import ThresholdRule
 from fedqc.degradation.samples import DrawnLabels, degrade_cases, source_of
 from fedqc.errors import DataError, ModelError, ProtocolError
 from fedqc.files import replacing
+from fedqc.label_sources.folds import folds_of
 from fedqc.label_sources.making import (
     FOREST,
     CaseLabels,
@@ -158,7 +160,9 @@ def train_segmenter(site: SiteConfig, request: TrainSegmenterRequest) -> Trained
             progress=progress,
         )
 
-    return _trained(site, request, config, network, cases.patients, train_round)
+    fold_of = folds_of(cases.patients, request.seed, config.folds)
+    learned_from = {patient for patient, fold in fold_of.items() if fold != request.fold}
+    return _trained(site, request, config, network, learned_from, train_round)
 
 
 def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
@@ -345,7 +349,10 @@ def evaluate_segmentation(
     scores = list(segmentation.evaluate(network, iter(CachedCases(data.cache, references)), compute))
     return summarise_segmentation(
         dice=[score.dice for score in scores],
-        regions={name: [score.regions[name] for score in scores] for name in task.regions},
+        regions={
+            name: [score.regions[name] if name in score.present else math.nan for score in scores]
+            for name in task.regions
+        },
         patients=[score.patient for score in scores],
     )
 
@@ -522,7 +529,9 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
         return train_round(plan, compute, progress)
 
     result = with_smaller_batches(attempt, config.batch_size, watch.note)
-    n_patients = min(len(patients), result.samples)  # the losses tell something about those drawn
+    # The losses tell something about those drawn. Labels of known quality are drawn with replacement.
+    drawn = patients if result.drawn is None else {owners[case] for case, _, _ in result.drawn.chosen}
+    n_patients = min(len(drawn), result.samples)
     return Trained(
         weights={
             name: tensor.detach().cpu().numpy().astype(request.weights[name].dtype, copy=False)
@@ -577,11 +586,18 @@ def _kept_cases(site: SiteConfig, task: Task, data: SiteData) -> tuple[CaseFiles
 def _input_files(site: SiteConfig, task: Task, cache: CaseCache, files: CaseFiles) -> dict[str, InputFile]:
     """A case's files by role, as the manifest names them."""
     roles = task.modalities if len(files.images) == len(task.modalities) else ("image",)
-    root = site.data.folder.resolve()
     return {
-        role: InputFile(path=path.resolve().relative_to(root).as_posix(), sha256=sha256)
+        role: InputFile(path=_place(path, site.data.folder), sha256=sha256)
         for role, path, sha256 in zip([*roles, "label"], files.files, cache.hashes(files), strict=True)
     }
+
+
+def _place(path: Path, folder: Path) -> str:
+    """Where a file lies in the data folder, as it is listed there; a link may lead to somewhere else."""
+    listed, root = path.absolute(), folder.absolute()
+    if listed.is_relative_to(root) and ".." not in listed.parts:
+        return listed.relative_to(root).as_posix()
+    return path.resolve().relative_to(folder.resolve()).as_posix()
 
 
 def _left_out(data: SiteData) -> tuple[LeftOut, ...]:

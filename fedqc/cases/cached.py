@@ -50,6 +50,20 @@ class CachedCases(Lazy[Case]):
         return self._cache.get(self._files[index])
 
 
+class PatientsOf(Lazy[str]):
+    """Whose each case is, read when it is asked for."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self._cases = cases
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    def make(self, index: int) -> str:
+        """A case's patient."""
+        return self._cases[index].patient
+
+
 class LabelsOf(Lazy[NDArray[np.uint8]]):
     """The labels of cases, each read when it is asked for."""
 

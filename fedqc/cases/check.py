@@ -133,6 +133,10 @@ class _Room:
                 self._change.notify_all()
 
 
+PASSING = frozenset({"no-permission", "too-large", "unreadable"})
+"""Problems that may pass although no file changes: a disk far away may answer again."""
+
+
 class _Memory:
     """Inspections of cases, each remembered until a file of the case changes."""
 
@@ -153,7 +157,7 @@ class _Memory:
 
     def put(self, files: CaseFiles, inspection: Inspection) -> None:
         """Remember an inspection; not one that may end otherwise although no file changes."""
-        if any(problem.code in {"no-permission", "too-large"} for problem in inspection.problems):
+        if any(problem.code in PASSING for problem in inspection.problems):
             return
         facts = inspection.facts
         content = {

@@ -199,7 +199,7 @@ def write_volume(path: Path, data: NDArray[Any], affine: NDArray[np.float64]) ->
         DataError: the file cannot be written.
     """
     stored = data.astype(np.uint8) if data.dtype == np.bool_ else data
-    image = nibabel.Nifti1Image(stored, affine)
+    image = nibabel.Nifti1Image(stored, affine, dtype=stored.dtype)  # 64-bit whole numbers too
     image.header.set_xyzt_units("mm")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

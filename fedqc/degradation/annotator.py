@@ -5,6 +5,7 @@ radius of the ball with the foreground's volume), so that one set of ranges serv
 they are chosen so that DSC reaches from about 0 to about 0.9.
 """
 
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -22,10 +23,10 @@ from fedqc.degradation.base import (
     radius,
     smooth_field,
 )
-from fedqc.geometry import Region, foreground, grown, whole
+from fedqc.geometry import CUBE, Region, Sides, foreground, grown, whole
 
 REACH = 12
-"""Voxels by which a contour can move at most; bounds the cost of the distances."""
+"""Shortest sides of a voxel by which a contour can move at most; bounds the cost of the distances."""
 
 
 def _values(params: Sequence[Params], key: str, labels: Tensor) -> Tensor:
@@ -39,16 +40,16 @@ def _present(label: Tensor) -> list[int]:
     return [index for index in label.flatten().bincount().nonzero().flatten().tolist() if index > 0]
 
 
-def _nearest_class(labels: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-    """Distance in voxels to the foreground and the class found there, both `[N, X, Y, Z]`."""
-    distances = torch.stack([distance_to(labels == k, reach) for k in range(1, int(labels.max()) + 1)])
+def _nearest_class(labels: Tensor, reach: int, sides: Sides) -> tuple[Tensor, Tensor]:
+    """Distance to the foreground and the class found there, both `[N, X, Y, Z]`."""
+    distances = torch.stack([distance_to(labels == k, reach, sides) for k in range(1, int(labels.max()) + 1)])
     nearest, index = distances.min(dim=0)
     return nearest, (index + 1).to(labels.dtype)
 
 
-def _outside(labels: Tensor, reach: int) -> Tensor:
-    """Distance in voxels to the background, `[N, X, Y, Z]`."""
-    return distance_to(labels == 0, reach)
+def _outside(labels: Tensor, reach: int, sides: Sides) -> Tensor:
+    """Distance to the background, `[N, X, Y, Z]`."""
+    return distance_to(labels == 0, reach, sides)
 
 
 class _MovedContour(Degradation):
@@ -56,7 +57,7 @@ class _MovedContour(Degradation):
 
     @staticmethod
     def reach(params: Sequence[Params]) -> int:
-        """Whole voxels by which the contours of a batch move at most."""
+        """By how much the contours of a batch move at most, rounded up."""
         return int(np.ceil(max(float(p["distance"]) for p in params)))
 
     def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
@@ -80,17 +81,17 @@ class UnderContouring(_MovedContour):
     kind = "under-contouring"
 
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
-        """Draw the distance in voxels; never so far that nothing is left."""
+        """Draw the distance, in shortest sides of a voxel; never so far that nothing is left."""
         box = foreground(label) or whole(label.shape)
         around = label[grown(box, 1, label.shape)]
-        deepest = float(_outside(around[None], REACH).max())
-        distance = max(1.0, float(rng.uniform(0.08, 0.4)) * radius(label))
+        deepest = float(_outside(around[None], REACH, self.sides).max())
+        distance = max(1.0, float(rng.uniform(0.08, 0.4)) * radius(label, self.sides))
         # Depths are exact only up to the reach, so a larger distance could still empty the label.
         return {"distance": min(distance, float(REACH), max(deepest - 0.5, 0.5))}
 
     def move(self, labels: Tensor, params: Sequence[Params], region: Region, shape: Sequence[int]) -> Tensor:
         """Set voxels within the distance of the background to background."""
-        inside = _outside(labels, self.reach(params)) > _values(params, "distance", labels)
+        inside = _outside(labels, self.reach(params), self.sides) > _values(params, "distance", labels)
         return torch.where(inside, labels, torch.zeros_like(labels))
 
 
@@ -100,12 +101,14 @@ class OverContouring(_MovedContour):
     kind = "over-contouring"
 
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
-        """Draw the distance in voxels."""
-        return {"distance": min(max(1.0, float(rng.uniform(0.08, 0.5)) * radius(label)), float(REACH))}
+        """Draw the distance, in shortest sides of a voxel."""
+        return {
+            "distance": min(max(1.0, float(rng.uniform(0.08, 0.5)) * radius(label, self.sides)), float(REACH))
+        }
 
     def move(self, labels: Tensor, params: Sequence[Params], region: Region, shape: Sequence[int]) -> Tensor:
         """Give background voxels within the distance the class nearest to them."""
-        nearest, index = _nearest_class(labels, self.reach(params))
+        nearest, index = _nearest_class(labels, self.reach(params), self.sides)
         grows = (labels == 0) & (nearest <= _values(params, "distance", labels))
         return torch.where(grows, index, labels)
 
@@ -116,19 +119,19 @@ class StaleLabel(_MovedContour):
     kind = "stale-label"
 
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
-        """Draw by how many voxels the contour moves in general and from place to place."""
-        distance = min(float(rng.uniform(0.15, 0.6)) * radius(label), float(REACH))
+        """Draw by how much the contour moves in general and from place to place."""
+        distance = min(float(rng.uniform(0.15, 0.6)) * radius(label, self.sides), float(REACH))
         return {"distance": distance, "growth": float(rng.uniform(-0.5, 0.5)), "seed": draw_seed(rng)}
 
     @staticmethod
     def reach(params: Sequence[Params]) -> int:
-        """Whole voxels: one and a half times the distance, where place and growth add up."""
+        """One and a half times the distance, where place and growth add up."""
         return int(np.ceil(_MovedContour.reach(params) * 1.5))
 
     def move(self, labels: Tensor, params: Sequence[Params], region: Region, shape: Sequence[int]) -> Tensor:
         """Move the contour by a smooth random field (positive: outwards)."""
-        nearest, index = _nearest_class(labels, self.reach(params))
-        depth = nearest - _outside(labels, self.reach(params))  # negative inside
+        nearest, index = _nearest_class(labels, self.reach(params), self.sides)
+        depth = nearest - _outside(labels, self.reach(params), self.sides)  # negative inside
         seeds = [int(p["seed"]) for p in params]
         field = smooth_field(seeds, 1, 5, shape, labels.device, region=region)[:, 0]
         offset = _values(params, "distance", labels) * (field + _values(params, "growth", labels))
@@ -176,12 +179,14 @@ class InventedComponent(Degradation):
         """Draw the number of pieces, their class, and for each a centre and three half axes in voxels."""
         count = int(rng.integers(1, 4))
         shape = np.array(label.shape)
-        axes = rng.uniform(0.3, 1.1, (count, 1)) * radius(label) * rng.uniform(0.7, 1.4, (count, 3))
+        axes = (
+            rng.uniform(0.3, 1.1, (count, 1)) * radius(label, self.sides) * rng.uniform(0.7, 1.4, (count, 3))
+        )
         centres = rng.uniform(0.15, 0.85, (count, 3)) * shape
         return {
             "class": int(rng.choice(_present(label))),
             "centres": centres.ravel().tolist(),
-            "axes": axes.ravel().tolist(),
+            "axes": (axes / self.sides).ravel().tolist(),
         }
 
     def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
@@ -299,11 +304,8 @@ class Shift(Degradation):
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
         """Draw a direction and a length, and round to whole voxels (at least one)."""
         direction = rng.normal(size=3)
-        offset = direction / np.linalg.norm(direction) * rng.uniform(0.1, 1.1) * radius(label)
-        voxels = np.rint(offset).astype(int)
-        if not voxels.any():
-            voxels[int(np.argmax(np.abs(offset)))] = 1
-        return {"voxels": voxels.tolist()}
+        offset = direction / np.linalg.norm(direction) * rng.uniform(0.1, 1.1) * radius(label, self.sides)
+        return {"voxels": whole_voxels(offset / self.sides)}
 
     def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
         """Move by whole voxels; what comes in from outside is background."""
@@ -318,26 +320,49 @@ class Shift(Degradation):
         return result
 
 
+def whole_voxels(offset: NDArray[np.float64]) -> list[int]:
+    """An offset `[3]` in voxels, rounded; at least one voxel, the way in which it is longest."""
+    voxels = np.rint(offset).astype(int)
+    if not voxels.any():
+        voxels[int(np.argmax(np.abs(offset)))] = 1
+    return [int(value) for value in voxels]
+
+
 class AnotherPatient(Degradation):
     """The label of another patient, as when files were mixed up.
 
     Args:
         donors: Labels `[X, Y, Z]` uint8 to take from, all of one size; the label itself is never taken.
+        patients: Whose each is; None: all are of different ones.
     """
 
     kind = "another-patient"
 
-    def __init__(self, donors: Sequence[Tensor]) -> None:
+    def __init__(self, donors: Sequence[Tensor], patients: Sequence[str] | None = None) -> None:
+        super().__init__()
         self.donors = donors
+        self.patients = patients
+        self.patient = ""
+
+    def for_patient(self, patient: str) -> "AnotherPatient":
+        """For labels of one patient, whose other scans are no donors."""
+        mine = copy.copy(self)
+        mine.patient = patient
+        return mine
 
     def applies_to(self, label: Tensor) -> bool:
         """There must be another label."""
-        return any(not torch.equal(donor.to(label.device), label) for donor in self.donors)
+        return any(self._may_give(index, label) for index in range(len(self.donors)))
 
     def make_params(self, rng: np.random.Generator, label: Tensor) -> Params:
         """Draw the donor."""
         order = rng.permutation(len(self.donors)).tolist()
-        return {"donor": next(i for i in order if not torch.equal(self.donors[i].to(label.device), label))}
+        return {"donor": next(index for index in order if self._may_give(index, label))}
+
+    def _may_give(self, index: int, label: Tensor) -> bool:
+        if self.patients is not None and self.patient and self.patients[index] == self.patient:
+            return False
+        return not torch.equal(self.donors[index].to(label.device), label)
 
     def apply(self, labels: Tensor, params: Sequence[Params]) -> Tensor:
         """Return the donors' labels."""
@@ -358,18 +383,26 @@ ANNOTATOR_KINDS: tuple[str, ...] = (
 )
 
 
-def annotator_errors(donors: Sequence[Tensor]) -> dict[str, Degradation]:
-    """All kinds of annotator error by name; `donors` are the labels that may be mixed up."""
+def annotator_errors(
+    donors: Sequence[Tensor], patients: Sequence[str] | None = None, sides: Sides = CUBE
+) -> dict[str, Degradation]:
+    """All kinds of annotator error by name.
+
+    Args:
+        donors: labels that may be mixed up.
+        patients: whose each is, see `AnotherPatient`.
+        sides: of a voxel.
+    """
     kinds: tuple[Degradation, ...] = (
-        UnderContouring(),
-        OverContouring(),
+        UnderContouring(sides),
+        OverContouring(sides),
         MissedComponent(),
-        InventedComponent(),
+        InventedComponent(sides),
         SwappedClasses(),
         SlicesLeftOut(),
         LeftRightFlip(),
-        Shift(),
-        AnotherPatient(donors),
-        StaleLabel(),
+        Shift(sides),
+        AnotherPatient(donors, patients),
+        StaleLabel(sides),
     )
     return {kind.kind: kind for kind in kinds}

@@ -1,5 +1,6 @@
 """What a degradation is: parameters drawn first, applied second, and kept, so that it can be replayed."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,16 +10,27 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from fedqc.geometry import Region, whole
+from fedqc.geometry import CUBE, Region, Sides, whole
 
 Params = Mapping[str, Any]
 """Drawn parameters of one degradation: numbers and lists of numbers, so that they can be written to JSON."""
 
 
 class Degradation(ABC):
-    """Turns labels into worse ones. Kinds of error are told apart by `kind`."""
+    """Turns labels into worse ones. Kinds of error are told apart by `kind`.
+
+    Args:
+        sides: Of a voxel: errors are of one size in all directions, however thick the slices.
+    """
 
     kind: ClassVar[str]
+
+    def __init__(self, sides: Sides = CUBE) -> None:
+        self.sides = sides
+
+    def for_patient(self, patient: str) -> "Degradation":
+        """For labels of one patient, where it matters whose they are; empty where nobody knows."""
+        return self
 
     def applies_to(self, label: Tensor) -> bool:
         """Whether this kind of error is possible in `label` `[X, Y, Z]`; most need some foreground."""
@@ -41,35 +53,40 @@ class Degradation(ABC):
         """
 
 
-def radius(label: Tensor) -> float:
-    """Radius in voxels of the ball that has the foreground's volume; sizes of errors are relative to it."""
-    volume = int((label > 0).sum())
+def radius(label: Tensor, sides: Sides = CUBE) -> float:
+    """Radius, in shortest sides of a voxel, of the ball that has the foreground's volume.
+
+    Sizes of errors are relative to it.
+    """
+    volume = int((label > 0).sum()) * math.prod(sides)
     return max(1.0, float((3.0 * volume / (4.0 * np.pi)) ** (1 / 3)))
 
 
-def distance_to(mask: Tensor, reach: int) -> Tensor:
-    """Euclidean distance in voxels to the nearest voxel of `mask`, exact up to `reach`, larger beyond.
+def distance_to(mask: Tensor, reach: int, sides: Sides = CUBE) -> Tensor:
+    """Euclidean distance to the nearest voxel of `mask`, exact up to `reach`, larger beyond.
 
     One parabola minimum an axis (Felzenszwalb & Huttenlocher 2012), bounded by `reach` and so a few shifted
     minima on the whole batch instead of a loop over lines.
 
     Args:
         mask: `[N, X, Y, Z]` bool.
-        reach: Largest distance of interest in voxels.
+        reach: Largest distance of interest, in shortest sides of a voxel.
+        sides: Of a voxel.
 
     Returns:
-        `[N, X, Y, Z]` float32.
+        `[N, X, Y, Z]` float32, in shortest sides of a voxel.
     """
     far = float((reach + 1) ** 2 * 4)
     squared = torch.where(mask, 0.0, far)
     for axis in (1, 2, 3):
         length = squared.shape[axis]
         best = squared.clone()
-        for step in range(1, min(reach, length - 1) + 1):
+        side = sides[axis - 1]
+        for step in range(1, min(int(reach / side), length - 1) + 1):
             ahead, behind = squared.narrow(axis, step, length - step), squared.narrow(axis, 0, length - step)
             low, high = best.narrow(axis, 0, length - step), best.narrow(axis, step, length - step)
-            low.copy_(torch.minimum(low, ahead + step**2))
-            high.copy_(torch.minimum(high, behind + step**2))
+            low.copy_(torch.minimum(low, ahead + (step * side) ** 2))
+            high.copy_(torch.minimum(high, behind + (step * side) ** 2))
         squared = best
     return squared.sqrt()
 

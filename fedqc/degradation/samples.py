@@ -1,5 +1,6 @@
 """QC samples: an image, a degraded label, and what is then known exactly about that label."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedqc.cases.cached import LabelsOf
+from fedqc.cases.cached import LabelsOf, PatientsOf
 from fedqc.cases.volumes import Case
 from fedqc.config import SamplesConfig
 from fedqc.degradation.annotator import ANNOTATOR_KINDS, annotator_errors
@@ -18,6 +19,7 @@ from fedqc.degradation.balance import histogram_balance, quantile_balance
 from fedqc.degradation.base import Degradation, Params, Untouched
 from fedqc.degradation.seggen import SegGen
 from fedqc.errors import ConfigError, TrainingError
+from fedqc.geometry import CUBE, Sides, sides_of
 from fedqc.lazy import Lazy
 from fedqc.metrics.overlap import overlap
 from fedqc.task import Task
@@ -125,6 +127,8 @@ class LabelFactory:
         kinds: The kinds of error to make.
         device: Where labels are degraded and end up; the result is the same everywhere.
         stored: Labels that lie on disk, further kinds by their name.
+        patients: Whose each reference is; None: nobody has two.
+        sides: Of a voxel.
     """
 
     def __init__(
@@ -134,6 +138,9 @@ class LabelFactory:
         kinds: Sequence[str] = ALL_KINDS,
         device: torch.device | None = None,
         stored: Mapping[str, StoredLabels] | None = None,
+        *,
+        patients: Sequence[str] | None = None,
+        sides: Sides = CUBE,
     ) -> None:
         unknown = [kind for kind in kinds if kind not in ALL_KINDS]
         if unknown:
@@ -143,8 +150,9 @@ class LabelFactory:
         self.references = _Labels(references)
         self.regions = regions
         self.device = device
-        known: dict[str, Degradation] = {Untouched.kind: Untouched(), SegGen.kind: SegGen()}
-        known |= annotator_errors(self.references)
+        self.patients = patients
+        known: dict[str, Degradation] = {Untouched.kind: Untouched(), SegGen.kind: SegGen(sides)}
+        known |= annotator_errors(self.references, patients, sides)
         self.degradations: Mapping[str, Degradation] = {kind: known[kind] for kind in kinds}
         self.stored = dict(stored or {})
         self.kinds = [*kinds, *self.stored]
@@ -154,22 +162,39 @@ class LabelFactory:
         if kind in self.stored:
             count = self.stored[kind].count(case)
             return Recipe(case, kind, {"index": int(rng.integers(count))}) if count else None
-        degradation, label = self.degradations[kind], self.references[case]
+        patient = "" if self.patients is None else self.patients[case]
+        degradation, label = self.degradations[kind].for_patient(patient), self.references[case]
         if not degradation.applies_to(label):
             return None
         return Recipe(case, kind, degradation.make_params(rng, label))
 
     def make(self, recipes: Sequence[Recipe]) -> Degraded:
         """Apply recipes, and compare what comes of them with the references."""
-        result = self.labels(recipes)
-        reference = self.references.stack([recipe.case for recipe in recipes]).to(self.device)
-        truth = overlap(result, reference, self.regions)
-        return Degraded(tuple(recipes), result, truth.dsc, truth.present, truth.mean)
+        reference = self._references(recipes)
+        result = self._labels(recipes, reference)
+        at_once = self._at_once(reference)
+        pairs = zip(torch.split(result, at_once), torch.split(reference, at_once), strict=True)
+        truths = [overlap(made, right, self.regions) for made, right in pairs]
+        dsc, present, mean = (
+            torch.cat([getattr(truth, name) for truth in truths]) for name in ("dsc", "present", "mean")
+        )
+        return Degraded(tuple(recipes), result, dsc, present, mean)
 
     def labels(self, recipes: Sequence[Recipe]) -> Tensor:
-        """`[N, X, Y, Z]` uint8, what comes of recipes; all labels of one kind are made at once."""
-        reference = self.references.stack([recipe.case for recipe in recipes]).to(self.device)
-        at_once = max(1, VOXELS_AT_ONCE // reference[0].numel()) if recipes else 1
+        """`[N, X, Y, Z]` uint8, what comes of recipes."""
+        return self._labels(recipes, self._references(recipes))
+
+    def _references(self, recipes: Sequence[Recipe]) -> Tensor:
+        """`[N, X, Y, Z]`, the label that each recipe starts from."""
+        return self.references.stack([recipe.case for recipe in recipes]).to(self.device)
+
+    @staticmethod
+    def _at_once(labels: Tensor) -> int:
+        return max(1, VOXELS_AT_ONCE // math.prod(labels.shape[1:]))
+
+    def _labels(self, recipes: Sequence[Recipe], reference: Tensor) -> Tensor:
+        """What comes of recipes; labels of one kind are made at once, as many as are small."""
+        at_once = self._at_once(reference)
         result = torch.empty_like(reference)
         order = sorted(range(len(recipes)), key=lambda index: recipes[index].kind)
         for kind, members in groupby(order, key=lambda index: recipes[index].kind):
@@ -306,7 +331,9 @@ def degrade_cases(
     if not cases:
         return
     regions = task.region_indices()
-    factory = LabelFactory(LabelsOf(cases), regions, kinds)
+    factory = LabelFactory(
+        LabelsOf(cases), regions, kinds, patients=PatientsOf(cases), sides=sides_of(task.spacing)
+    )
     for index in range(len(cases)) if only is None else only:
         case = cases[index]
         recipes = [recipe for kind in kinds if (recipe := factory.draw(rng, index, kind)) is not None]

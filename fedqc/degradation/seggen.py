@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedqc.degradation.base import Degradation, Params, draw_seed, smooth_field
-from fedqc.geometry import Region, foreground, rotation, source_positions
+from fedqc.geometry import Region, foreground, in_voxels, rotation, source_positions
 
 PUBLISHED_SIZE = (160, 192, 160)
 """Voxels of the volumes for which the paper states translation and displacement."""
@@ -20,7 +20,8 @@ class SegGen(Degradation):
     """Each of the four transforms with probability 0.5, as published.
 
     Rotation in [-15, 15] degrees about each axis, scaling in [0.85, 1.25], translation in [-20, 20] voxels,
-    elastic displacement of up to [0, 20] voxels; both are scaled from 160x192x160 to the label's size.
+    elastic displacement of up to [0, 20] voxels; both are scaled from 160x192x160 to the label's size. Angles
+    are those of space, whatever the sides of a voxel.
     """
 
     kind = "seggen"
@@ -48,13 +49,14 @@ class SegGen(Degradation):
         """Write the transformed label into an empty one, where its foreground may come to lie."""
         shape = label.shape
         turn, scale = rotation(params["rotation"]), float(params["scale"])
+        back, turn = in_voxels(turn.T, self.sides), in_voxels(turn, self.sides)
         displacement = params["displacement"]
         box = foreground(label)
         target = box and _reached(box, turn * scale, params["translation"], displacement, shape)
         if target is None:
             return
         # From output to source: the inverse of rotation and scale.
-        matrix = (turn.T / scale).to(label.device)
+        matrix = (back / scale).to(label.device)
         shift = torch.tensor(params["translation"], dtype=torch.float32, device=label.device)
         source = source_positions(matrix[None], shift[None], shape, target)[0]
         if any(displacement):

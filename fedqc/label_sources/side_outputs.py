@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fedqc.augmentation import augment
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, seeded
+from fedqc.geometry import sides_of
 from fedqc.label_sources.segmenters import MadeLabels, SegmenterSource
 from fedqc.methods.base import RoundPlan, RoundResult
 from fedqc.methods.pairs import scaled
@@ -109,7 +110,7 @@ class SideOutputSource(SegmenterSource):
             chosen = [cases[int(index)] for index in rng.integers(len(cases), size=plan.batch_size)]
             image = torch.from_numpy(np.stack([case.image for case in chosen])).to(compute.device)
             label = torch.from_numpy(np.stack([case.label for case in chosen])).to(compute.device)
-            image, label = augment(rng, image, label)
+            image, label = augment(rng, image, label, sides=sides_of(chosen[0].spacing))
             image = scaled(image, -1, 1)
             if variant == "3d":
                 yield _Batch(image.to(memory_format=torch.channels_last_3d), label)

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedqc.augmentation_2d import augment_slice
-from fedqc.cases.cached import LabelsOf
+from fedqc.cases.cached import LabelsOf, PatientsOf
 from fedqc.cases.sources import Source
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, seeded
 from fedqc.config import QCConfig
 from fedqc.degradation.samples import Degraded, LabelFactory, SamplePool
 from fedqc.errors import TrainingError
+from fedqc.geometry import sides_of
 from fedqc.lazy import Kept, Lazy
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
 from fedqc.ratings import FEWEST_STARS, MOST_STARS, Rating
@@ -191,7 +192,13 @@ class DQEMethod(Method):
     def _pool(self, cases: Sequence[Case], compute: Compute, known: Known) -> SamplePool:
         """Labels of known quality."""
         factory = LabelFactory(
-            LabelsOf(cases), self.task.region_indices(), self.kinds, compute.device, known.labels
+            LabelsOf(cases),
+            self.task.region_indices(),
+            self.kinds,
+            compute.device,
+            known.labels,
+            patients=PatientsOf(cases),
+            sides=sides_of(self.task.spacing),
         )
         return SamplePool(factory, self.config.samples, self.config.balance)
 

@@ -1,6 +1,5 @@
 """QC methods of one network that sees image and label together: how all of them are trained and applied."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,20 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from fedqc.augmentation import augment
-from fedqc.cases.cached import LabelsOf
+from fedqc.cases.cached import LabelsOf, PatientsOf
 from fedqc.cases.volumes import Case
-from fedqc.compute import Compute, halved_when_full, seeded
+from fedqc.compute import Compute, cases_at_once, halved_when_full, seeded
 from fedqc.config import QCConfig
 from fedqc.degradation.samples import LabelFactory, SamplePool
 from fedqc.errors import ConfigError
+from fedqc.geometry import sides_of
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score
 from fedqc.metrics.overlap import error_map, one_hot, overlap
 from fedqc.seeding import derive_seed, generator
 from fedqc.task import Task
 from fedqc.training import Progress, train
-
-VOXELS_AT_ONCE = 2**20
-"""Voxels that are scored at a time, unless a single case has more."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,7 @@ class PairMethod(Method):
     def __init__(self, task: Task, config: QCConfig) -> None:
         super().__init__(task, config)
         self.regions = self.scored_regions()
+        self.sides = sides_of(task.spacing)
         deepest = self.deepest()
         if max(deepest) <= 1 or min(deepest) < 1:  # there is no instance norm of one voxel
             raise ConfigError(
@@ -137,7 +135,15 @@ class PairMethod(Method):
     ) -> SamplePool:
         """Labels of known quality of the cases, which are made when they are drawn."""
         stored = known.labels if known is not None else None
-        factory = LabelFactory(LabelsOf(cases), tuple(self.regions.values()), self.kinds, device, stored)
+        factory = LabelFactory(
+            LabelsOf(cases),
+            tuple(self.regions.values()),
+            self.kinds,
+            device,
+            stored,
+            patients=PatientsOf(cases),
+            sides=self.sides,
+        )
         return SamplePool(factory, self.config.samples, self.config.balance)
 
     def batches(
@@ -155,7 +161,8 @@ class PairMethod(Method):
             label = torch.stack([label for _, label in batch])
             image = torch.from_numpy(np.stack([case.image for case in chosen])).to(label.device)
             reference = torch.from_numpy(np.stack([case.label for case in chosen])).to(label.device)
-            image, reference, label, *maps = augment(rng, image, reference, label, *self.maps_of(chosen))
+            maps = self.maps_of(chosen)
+            image, reference, label, *maps = augment(rng, image, reference, label, *maps, sides=self.sides)
             yield self.batch(rng, self.shown(chosen, image, label, maps), reference, label)
 
     def maps_of(self, cases: Sequence[Case]) -> list[Tensor]:
@@ -193,7 +200,7 @@ class PairMethod(Method):
         """Judge the label of each case, in order; without `batch_size` as many at a time as are small."""
         network = compute.place(network).eval()
         remaining = iter(cases)
-        at_once = batch_size or max(1, VOXELS_AT_ONCE // math.prod(self.task.size))
+        at_once = batch_size or cases_at_once(self.task.size)
         while batch := list(islice(remaining, at_once)):
             yield from halved_when_full(partial(self._score, network, compute), batch)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedqc.augmentation import augment
-from fedqc.cases.cached import LabelsOf
+from fedqc.cases.cached import LabelsOf, PatientsOf
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import NetworkConfig, QCConfig
@@ -37,6 +37,7 @@ from fedqc.degradation.samples import (
 )
 from fedqc.errors import TrainingError
 from fedqc.files import write_json
+from fedqc.geometry import CUBE, Sides
 from fedqc.methods.base import FEWEST_REFERENCE_PATIENTS, Known, Stage
 from fedqc.methods.pairs import PairBatch
 from fedqc.methods.rca import RCAMethod
@@ -105,7 +106,7 @@ class RCALabelsMethod(RobinsonMethod):
         samples = self.config.samples
         kinds = [kind for kind in self.kinds if samples.model_dump()[source_of(kind).replace("-", "_")] > 0]
         stored = {kind: known.labels[kind] for kind in stored_shares(samples) if kind in known.labels}
-        factory = EstimatedLabels(cases, self._estimates, kinds, device, stored)
+        factory = EstimatedLabels(cases, self._estimates, kinds, device, stored, sides=self.sides)
         return SamplePool(factory, samples, self.config.balance)
 
     def batches(
@@ -122,7 +123,7 @@ class RCALabelsMethod(RobinsonMethod):
             label = torch.stack([label for _, label, _ in batch])
             dsc = torch.stack([dsc for _, _, dsc in batch])
             image = torch.from_numpy(np.stack([case.image for case, _, _ in batch])).to(label.device)
-            image, label = augment(rng, image, label)
+            image, label = augment(rng, image, label, sides=self.sides)
             yield PairBatch(
                 inputs=self.inputs(image, label),
                 label=label,
@@ -214,6 +215,7 @@ class EstimatedLabels(LabelFactory):
         kinds: The kinds of error to make.
         device: Where labels are degraded and end up.
         stored: Labels that lie on disk.
+        sides: Of a voxel.
     """
 
     def __init__(
@@ -223,8 +225,10 @@ class EstimatedLabels(LabelFactory):
         kinds: Sequence[str],
         device: torch.device | None,
         stored: Mapping[str, StoredLabels],
+        *,
+        sides: Sides = CUBE,
     ) -> None:
-        super().__init__(LabelsOf(cases), (), kinds, device, stored)
+        super().__init__(LabelsOf(cases), (), kinds, device, stored, patients=PatientsOf(cases), sides=sides)
         self._cases = cases
         self._estimates = estimates
 

@@ -97,8 +97,9 @@ def auroc(scores: ArrayLike, positives: ArrayLike) -> float | None:
 def aurc(confidence: ArrayLike, risk: ArrayLike) -> float | None:
     """Area under the risk-coverage curve (Geifman & El-Yaniv 2017; as in Zenk et al. 2025), lower is better.
 
-    The curve is the mean risk of what is kept, from the most confident case alone to all cases; what is
-    equally confident is kept together. The area is taken by the trapezoidal rule.
+    The curve is the mean risk of what is kept, from the most confident case alone to all cases. What is
+    equally confident is kept together, so that the curve is level up to the first point that it has. The area
+    is taken by the trapezoidal rule, from one case on.
 
     Args:
         confidence: `[n]`, such as a predicted quality.
@@ -114,7 +115,9 @@ def aurc(confidence: ArrayLike, risk: ArrayLike) -> float | None:
     kept = np.arange(1, len(order) + 1)
     mean_risk = np.cumsum(risks[order]) / kept
     is_last = np.append(np.diff(scores[order]) != 0, True)  # of those that are equally confident
-    return float(np.trapezoid(mean_risk[is_last], kept[is_last] / len(order)))
+    points, coverage = mean_risk[is_last], kept[is_last] / len(order)
+    level = float(points[0] * (coverage[0] - 1 / len(order)))
+    return level + float(np.trapezoid(points, coverage))
 
 
 def excess_aurc(confidence: ArrayLike, risk: ArrayLike) -> float | None:

@@ -247,7 +247,8 @@ def summarise_segmentation(
 
     Args:
         dice: `[n]` mean DSC of each case.
-        regions: by region, `[n]` DSC.
+        regions: by region, `[n]` DSC; NaN where the reference does not hold it, for a mean with the others'
+            ones and zeros would give a lone patient away.
         patients: the patient of each case.
 
     Raises:
@@ -257,13 +258,13 @@ def summarise_segmentation(
     per_region = {name: np.asarray(values, dtype=np.float64) for name, values in regions.items()}
     lengths = {f"region {name}": len(values) for name, values in per_region.items()}
     _check_lengths(len(owner), dice=len(scores), **lengths)
-    everyone = _distinct(owner)
+    held = {name: ~np.isnan(values) for name, values in per_region.items()}
     return SegmentationSummary(
-        cases=Figure(value=len(owner), patients=everyone),
+        cases=Figure(value=len(owner), patients=_distinct(owner)),
         dice={
-            name: Figure(value=float(values.mean()), patients=everyone)
+            name: Figure(value=float(values[held[name]].mean()), patients=_distinct(owner[held[name]]))
             for name, values in per_region.items()
-            if len(values)
+            if held[name].any()
         },
         **_mean_and_sd("dice", scores, owner),
     )

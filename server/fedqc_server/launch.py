@@ -19,8 +19,10 @@ import torch
 
 from fedqc.certificates import check_site_key
 from fedqc.config import FederationConfig, load_federation
+from fedqc.degradation.samples import stored_shares
 from fedqc.errors import ConfigError, RunError
 from fedqc.files import LineReader
+from fedqc.label_sources.making import SEGMENTER_SOURCES, segmenter_source
 from fedqc.methods.base import get_method
 from fedqc.segmentation import Segmentation
 from fedqc.supervision import Service, stopping_at_the_end
@@ -165,7 +167,7 @@ def site_keys(config: FederationConfig) -> dict[str, Path]:
 
 
 def largest_reply(config: FederationConfig) -> Limit:
-    """The most that an honest site answers in a run: the larger of the two networks.
+    """The most that an honest site answers in a run: the largest of the networks that are trained.
 
     Raises:
         ConfigError: task, method or network cannot be used.
@@ -175,8 +177,15 @@ def largest_reply(config: FederationConfig) -> Limit:
         get_method(config.qc.method)(task, config.qc),
         Segmentation(task, config.segmentation),
     )
+    sources = [
+        segmenter_source(kind, task, config.qc.sources)
+        for kind in stored_shares(config.qc.samples)
+        if kind in SEGMENTER_SOURCES
+    ]
     with torch.device("meta"):  # only sizes are asked for
-        states = [network.state_dict() for network in (method.build(0), segmentation.build(0))]
+        networks = [method.build(0), segmentation.build(0)]
+        networks += [source.build(variant, 0) for source in sources for variant in source.variants]
+        states = [network.state_dict() for network in networks]
     return max(
         (Limit.of(sum(values.nbytes for values in state.values()), len(state)) for state in states),
         key=lambda limit: limit.size,
@@ -232,7 +241,8 @@ def _follow(superlink: SuperLink, services: list[Service], run_id: str, follower
         if is_over or now - max(asked, follower.news) > _ASK_FLOWER:
             asked = now
             finished = _is_finished(superlink, run_id)
-            if finished is None and now - heard > (_ASK_FLOWER if is_over else GONE):
+            silent = now - max(heard, follower.news)
+            if finished is None and silent > (_ASK_FLOWER if is_over else GONE):
                 if is_over:
                     return
                 raise RunError(f"Flower's server does not come back; {_end_of(services[0])}")

@@ -264,6 +264,9 @@ def train_segmentation(run: Run) -> None:
         initial=lambda: _weights(run.segmentation.build(derive_seed(run.seed, "initial"))),
     )
     sites = set(run.roster.joined)
+    if "score" in run.folder.done:  # whoever missed it has the decisions of an earlier run, if any
+        told = run.folder.statistics.get("sites", {})
+        sites = {site for site in sites if "score" in told.get(site, {})}
     if config.references:  # one request goes to all, and references that are not trusted are used for nothing
         sites -= run.suspected
     try:
@@ -290,6 +293,10 @@ def evaluate_segmentation(run: Run) -> None:
     )
     deadline = run.config.segmentation.deadline
     _ask_statistics(run, request, "evaluate.segmentation", run.roster.joined, deadline=deadline)
+    told = run.folder.statistics["sites"]
+    for site in run.suspected:  # it gets the model, but references that are not trusted are no measure of it
+        told.get(site, {}).pop("evaluate.segmentation", None)
+    run.folder.learned("sites", told)
 
 
 def report(run: Run) -> None:

@@ -24,11 +24,12 @@ from nibabel.orientations import apply_orientation, io_orientation, ornt_transfo
 from numpy.typing import NDArray
 
 from fedqc.cases.layouts import CaseFiles
-from fedqc.cases.volumes import label_to_classes, read_volume, write_volume
+from fedqc.cases.volumes import label_to_classes, read_header, read_volume, voxel_size, write_volume
 from fedqc.config import ComputeConfig, FederationConfig
 from fedqc.degradation.annotator import AnotherPatient
 from fedqc.degradation.base import Untouched
 from fedqc.errors import ConfigError, DataError
+from fedqc.geometry import Sides, sides_of
 from fedqc.seeding import generator
 from fedqc.task import Task
 from fedqc_simulations.noise import (
@@ -224,9 +225,11 @@ def _spoil_site(
     regions = task.region_indices()
     spoiled: dict[str, tuple[Spoiled | None, str | None]] = {}
     if habit and chosen:
-        params = habit_params(habit, read_label(by_id[chosen[0]], task), rng)
+        first = by_id[chosen[0]]
+        params = habit_params(habit, read_label(first, task), rng, label_sides(first))
         for case in chosen:
-            spoiled[case] = spoil_with(read_label(by_id[case], task), habit, params, regions), None
+            label, sides = read_label(by_id[case], task), label_sides(by_id[case])
+            spoiled[case] = spoil_with(label, habit, params, regions, sides), None
     else:
         everyone = [*site.candidates, *site.references]
         for case, kinds in deal_kinds(chosen, rng).items():
@@ -234,7 +237,8 @@ def _spoil_site(
             others = [other for other in everyone if other.patient != by_id[case].patient]
             donor = others[int(rng.integers(len(others)))]
             donor_label = fitted_to(read_label(donor, task), label.shape)
-            spoiled[case] = spoil(label, donor_label, kinds, regions, rng), donor.id
+            sides = label_sides(by_id[case])
+            spoiled[case] = spoil(label, donor_label, kinds, regions, rng, sides=sides), donor.id
     return {case: (error, donor_id) for case, (error, donor_id) in spoiled.items() if error is not None}
 
 
@@ -245,6 +249,14 @@ def read_label(case: CaseFiles, task: Task) -> NDArray[np.uint8]:
         label_to_classes(volume.data, task), io_orientation(volume.affine)
     )
     return np.ascontiguousarray(canonical)
+
+
+def label_sides(case: CaseFiles) -> Sides:
+    """Sides of a voxel of a case's label, axes right, anterior, superior."""
+    affine = read_header(_label(case)).affine
+    spacing = np.empty(3)
+    spacing[io_orientation(affine)[:, 0].astype(int)] = voxel_size(affine)
+    return sides_of(spacing.tolist())
 
 
 def as_file(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedqc.cases.cache import CaseCache
+from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import find_cases
 from fedqc.compute import Compute
 from fedqc.curation.manifest import read_manifest
@@ -42,7 +43,7 @@ def judge_test_cases(
     """Every held-back case with every kind of error once, scored by the model; `truth/test_scores.csv`."""
     task = model.card.task
     cache = CaseCache(out / "truth" / "cache", task)
-    cases = [cache.get(files) for files in find_cases(out / "truth" / "test", task, "csv").cases]
+    cases = CachedCases(cache, find_cases(out / "truth" / "test", task, "csv").cases)
     judged = try_model(
         model.method,
         model.network,

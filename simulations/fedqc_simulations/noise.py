@@ -8,9 +8,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedqc.degradation.annotator import ANNOTATOR_KINDS, OverContouring, Shift, SwappedClasses
+from fedqc.degradation.annotator import (
+    ANNOTATOR_KINDS,
+    OverContouring,
+    Shift,
+    SwappedClasses,
+    whole_voxels,
+)
 from fedqc.degradation.base import Params, radius
 from fedqc.degradation.samples import LabelFactory, Recipe
+from fedqc.geometry import CUBE, Sides
 
 Noise = Literal["mixed", "systematic", "systematic-reference", "none"]
 MIXED_SHARE = 0.35
@@ -52,17 +59,18 @@ def _habit_kinds(n_classes: int) -> list[str]:
     return [*swapped, OverContouring.kind, Shift.kind]
 
 
-def habit_params(kind: str, label: NDArray[np.uint8], rng: np.random.Generator) -> Params:
-    """The parameters that a site with this habit uses every time, sized for `label`."""
+def habit_params(
+    kind: str, label: NDArray[np.uint8], rng: np.random.Generator, sides: Sides = CUBE
+) -> Params:
+    """What a site with this habit uses every time, sized for a label whose voxels have `sides`."""
     tensor = torch.from_numpy(label)
     if kind == SwappedClasses.kind:
         return {"first": 1, "second": 2, "both": 1}
     if kind == OverContouring.kind:
-        return {"distance": 0.25 * radius(tensor)}
+        return {"distance": 0.25 * radius(tensor, sides)}
     direction = rng.normal(size=3)
-    return {
-        "voxels": np.rint(direction / np.linalg.norm(direction) * 0.45 * radius(tensor)).astype(int).tolist()
-    }
+    offset = direction / np.linalg.norm(direction) * 0.45 * radius(tensor, sides)
+    return {"voxels": whole_voxels(offset / sides)}
 
 
 def choose_spoiled(ids: Sequence[str], share: float, rng: np.random.Generator) -> list[str]:
@@ -86,6 +94,8 @@ def spoil(
     kinds: Sequence[str],
     regions: Sequence[Sequence[int]],
     rng: np.random.Generator,
+    *,
+    sides: Sides = CUBE,
 ) -> Spoiled | None:
     """Give a label an error of the first of `kinds` that is possible and bad enough.
 
@@ -95,12 +105,13 @@ def spoil(
         kinds: Tried in this order.
         regions: Class indices of each region.
         rng: Draws the parameters.
+        sides: Of a voxel.
 
     Returns:
         None where no kind is possible. The label is never empty: that would be found without any model.
     """
     for kind in kinds:
-        factory = LabelFactory([label, donor], regions, [kind])
+        factory = LabelFactory([label, donor], regions, [kind], sides=sides)
         for _ in range(ATTEMPTS):
             recipe = factory.draw(rng, 0, kind)
             if recipe is None:
@@ -112,10 +123,14 @@ def spoil(
 
 
 def spoil_with(
-    label: NDArray[np.uint8], kind: str, params: Mapping[str, object], regions: Sequence[Sequence[int]]
+    label: NDArray[np.uint8],
+    kind: str,
+    params: Mapping[str, object],
+    regions: Sequence[Sequence[int]],
+    sides: Sides = CUBE,
 ) -> Spoiled | None:
     """Give a label a site's habit; None where that leaves nothing or changes hardly anything."""
-    spoiled = _apply(LabelFactory([label], regions, [kind]), Recipe(0, kind, params))
+    spoiled = _apply(LabelFactory([label], regions, [kind], sides=sides), Recipe(0, kind, params))
     return spoiled if spoiled.dsc <= LARGEST_DSC and spoiled.label.any() else None
 
 

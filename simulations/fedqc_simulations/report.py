@@ -58,6 +58,8 @@ from fedqc_simulations.consortium import KnownLabel, read_candidates
 from fedqc_simulations.evaluation import read_judged
 from fedqc_simulations.slices import draw_slice
 
+NOTHING_KEPT = "Curation kept too little to train a segmentation model on."
+
 WORST_OF_A_SITE = 3
 MOST_PICTURES = 18
 MOST_MISTAKES = 6
@@ -245,7 +247,9 @@ def _verdict(evaluation: Mapping[str, Any]) -> str:
     if gap is None:
         return f"{verdict} No segmentation model was trained."
     if gap["value"] is None:
-        return f"{verdict} For the segmentation there was no gap to close."
+        kept_too_little = evaluation["segmentation"]["curated"]["dice_mean"] is None
+        no_gap = NOTHING_KEPT if kept_too_little else "For the segmentation there was no gap to close."
+        return f"{verdict} {no_gap}"
     if gap["ci"] is None:
         return f"{verdict} For the segmentation, spoiled labels made too little difference to say more."
     if gap["value"] < 0:
@@ -695,6 +699,8 @@ def _gap_note(arms: Mapping[str, Any]) -> Note:
     everything, curated, oracle = (
         number(arms[arm]["dice_mean"]) for arm in ("everything", "curated", "oracle")
     )
+    if arms["curated"]["dice_mean"] is None:
+        return Note(NOTHING_KEPT, "caution")
     if gap["value"] is None:
         return Note(
             f"There is no gap to close: training on untouched labels only gives {oracle}, on everything "

@@ -18,7 +18,6 @@ from fedqc.cases.check import check_cases
 from fedqc.cases.layouts import find_cases
 from fedqc.compute import Compute, choose_compute
 from fedqc.config import ComputeConfig, FederationConfig, FrozenModel, parse
-from fedqc.curation.rules import ThresholdRule
 from fedqc.degradation.base import Untouched
 from fedqc.errors import ConfigError, DataError
 from fedqc.files import write_json
@@ -180,7 +179,6 @@ def _check(settings: Settings, out: Path) -> None:
         raise ConfigError(
             f"sites.minimum is {minimum}, but there are {n_sites} sites; lower it or use --sites {minimum}"
         )
-    ThresholdRule(config.curation.threshold, config.curation.review)
     get_method(config.qc.method)(task, config.qc)
     Segmentation(task, config.segmentation)
     if config.qc.initial is not None:

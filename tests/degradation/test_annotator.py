@@ -118,6 +118,40 @@ def test_under_contouring_by_one_voxel_is_an_erosion(label: Tensor) -> None:
     np.testing.assert_array_equal(one(UnderContouring(), label, {"distance": 1.0}).numpy() > 0, eroded)
 
 
+@pytest.mark.parametrize("kind", [UnderContouring, OverContouring, StaleLabel])
+def test_contours_do_not_move_across_slices_that_are_thicker_than_the_distance(
+    kind: type[Degradation],
+) -> None:
+    stack = torch.zeros(24, 24, 8, dtype=torch.uint8)
+    stack[6:18, 6:18, 2:6] = 1
+    params = {"distance": 3.0, "growth": 1.0 if kind is StaleLabel else 0.0, "seed": 0}
+    thick, cube = one(kind((1.0, 1.0, 6.7)), stack, params), one(kind(), stack, params)
+    slices = [set((label > 0).any(dim=0).any(dim=0).nonzero()[:, 0].tolist()) for label in (thick, cube)]
+    assert slices[0] == {2, 3, 4, 5} != slices[1]
+    assert (thick != stack).any()
+
+
+def test_errors_have_one_size_in_all_directions_of_space() -> None:
+    stack = torch.zeros(40, 40, 12, dtype=torch.uint8)
+    stack[10:30, 10:30, 4:8] = 1
+    sides = (1.0, 1.0, 5.0)
+    moves = np.array([params["voxels"] for params in draws(Shift(sides), stack, 60)])
+    assert np.abs(moves[:, 2]).max() <= 1.1 * radius(stack, sides) / 5 + 0.5
+    assert np.abs(moves[:, :2]).max() > 4
+    axes = np.concatenate(
+        [np.reshape(p["axes"], (-1, 3)) for p in draws(InventedComponent(sides), stack, 60)]
+    )
+    assert axes[:, 0].mean() / axes[:, 2].mean() == pytest.approx(5, rel=0.15)
+
+
+def test_another_patient_is_no_other_scan_of_the_same(labels: Tensor) -> None:
+    swap = AnotherPatient(list(labels), ["p", "p", *(f"q{n}" for n in range(len(labels) - 2))])
+    mine = swap.for_patient("p")
+    assert {p["donor"] for p in draws(mine, labels[0], 40)} == set(range(2, len(labels)))
+    assert 1 in {p["donor"] for p in draws(swap, labels[0], 40)}  # where nobody says whose it is
+    assert not AnotherPatient(list(labels[:2]), ["p", "p"]).for_patient("p").applies_to(labels[0])
+
+
 def test_under_contouring_never_takes_everything() -> None:
     thin = torch.zeros(16, 16, 16, dtype=torch.uint8)
     thin[3:13, 3:13, 8:10] = 1

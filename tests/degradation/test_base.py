@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,24 @@ def test_distances_are_those_of_scipy_up_to_the_reach(reach: int) -> None:
         assert (distance.numpy()[~near] > reach).all()
     assert not mask[3].any()
     assert (found[3] > reach).all()  # nothing to be near to
+
+
+def test_distances_go_by_the_sides_of_a_voxel() -> None:
+    mask = torch.zeros(1, 12, 14, 9, dtype=torch.bool)
+    mask[0, 3, 4, 2] = mask[0, 9, 10, 6] = True
+    sides = (1.0, 1.5, 4.0)
+    expected = ndimage.distance_transform_edt(~mask[0].numpy(), sampling=sides)
+    found = distance_to(mask, 9, sides)[0].numpy()
+    near = expected <= 9
+    assert near.sum() > 100
+    np.testing.assert_allclose(found[near], expected[near], rtol=1e-6)
+    assert (found[~near] > 9).all()
+
+
+def test_the_radius_is_that_of_the_volume_in_space() -> None:
+    label = torch.zeros(20, 20, 6, dtype=torch.uint8)
+    label[4:16, 4:16, 2:4] = 1
+    assert radius(label, (1.0, 1.0, 6.0)) == pytest.approx((3 * 12 * 12 * 12 / (4 * math.pi)) ** (1 / 3))
 
 
 def test_smooth_fields_are_coarse_noise_interpolated_linearly() -> None:

@@ -82,4 +82,12 @@ def test_area_under_the_risk_coverage_curve() -> None:
 def test_what_is_equally_confident_is_kept_together() -> None:
     # Points of the curve at two and at four cases: mean risks 0.5 and 0.25.
     for risk in ([1, 0, 0, 0], [0, 1, 0, 0]):
-        assert aurc([0.8, 0.8, 0.2, 0.2], risk) == pytest.approx((0.5 + 0.25) / 2 * 0.5)
+        assert aurc([0.8, 0.8, 0.2, 0.2], risk) == pytest.approx(0.5 * 0.25 + (0.5 + 0.25) / 2 * 0.5)
+
+
+def test_who_cannot_tell_cases_apart_is_not_rewarded_for_it() -> None:
+    risk = [0.1, 0.2, 0.9, 1.0]
+    assert aurc([0.5] * 4, risk) == pytest.approx(np.mean(risk) * 3 / 4)
+    least = excess_aurc([1.0] * 4, risk)
+    assert least is not None
+    assert least > 0

@@ -15,6 +15,7 @@ from fedqc_server.superlink import SuperLink
 from fedqc.certificates import make_server_files, make_site_key
 from fedqc.config import FederationConfig, load_federation
 from fedqc.errors import ConfigError
+from fedqc.label_sources.making import segmenter_source
 from fedqc.methods.qcresunet import QCResUNetMethod
 from fedqc.task import load_task
 
@@ -52,6 +53,16 @@ def test_the_larger_network_bounds_what_a_site_may_send(tmp_path: Path) -> None:
     network = QCResUNetMethod(load_task("wmh"), config.qc).build(0).state_dict()
     size = sum(values.numel() * values.element_size() for values in network.values())
     assert largest_reply(config) == Limit.of(size, len(network))
+
+
+def test_networks_that_make_labels_may_be_the_largest(tmp_path: Path) -> None:
+    config = load_federation(
+        federation(tmp_path, "[qc.network]\nwidth = 8\n[qc.samples]\nside_outputs = 0.2\n")
+    )
+    source = segmenter_source("side-outputs", load_task("wmh"), config.qc.sources)
+    networks = [source.build(variant, 0).state_dict() for variant in source.variants]
+    sizes = [sum(values.nbytes for values in network.values()) for network in networks]
+    assert largest_reply(config).size == Limit.of(max(sizes), 1).size
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:8443", "192.168.1.2:443", "fl.example.org:443", "[::]:443"])

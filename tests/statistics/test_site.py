@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,14 @@ def test_segmentation_by_hand() -> None:
         "anterior": figure(float(np.mean([0.5, 0.5, 0.8])), 2),
         "posterior": figure(0.5, 2),
     }
+
+
+def test_a_region_that_few_references_hold_is_not_hidden_among_the_others() -> None:
+    """The one patient's DSC would follow from a mean with the ones and zeros of all others."""
+    rare = [0.37, *[math.nan] * 11]
+    patients = [f"p{number}" for number in range(12)]
+    summary = summarise_segmentation([0.9] * 12, {"rare": rare, "none": [math.nan] * 12}, patients)
+    assert summary.dice == {"rare": figure(0.37, 1)}
 
 
 def test_segmentation_of_one_or_no_case() -> None:

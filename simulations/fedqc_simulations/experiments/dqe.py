@@ -35,6 +35,7 @@ from fedqc.degradation.samples import LabelFactory
 from fedqc.degradation.seggen import SegGen
 from fedqc.errors import DataError
 from fedqc.files import write_json
+from fedqc.geometry import Sides
 from fedqc.label_sources.making import FOREST, label_store
 from fedqc.methods.dqe import stars_by_view
 from fedqc.metrics.agreement import limits_of_agreement, mae, mae_sd, pearson, rmse
@@ -45,7 +46,7 @@ from fedqc.ratings import FEWEST_STARS, MOST_STARS, Rating, View, ratings_by_cas
 from fedqc.scoring import judge
 from fedqc.seeding import generator
 from fedqc.views import VIEWS
-from fedqc_simulations.consortium import as_file, fitted_to, read_label
+from fedqc_simulations.consortium import as_file, fitted_to, label_sides, read_label
 from fedqc_simulations.experiments.base import (
     Row,
     Sample,
@@ -273,7 +274,8 @@ def _write_labels(workshop: Workshop, folder: Path, cases: Sequence[CaseFiles]) 
         right = read_label(case, task)
         others = [other for other in cases if other.patient != case.patient]
         donor = fitted_to(read_label(others[int(rng.integers(len(others)))], task), right.shape)
-        for number, (kind, label) in enumerate(_of_all_stars(right, donor, regions, rng), start=1):
+        made = _of_all_stars(right, donor, regions, rng, label_sides(case))
+        for number, (kind, label) in enumerate(made, start=1):
             name = f"{case.id}-{number}"
             write_volume(_file(folder, name), *as_file(case, label, task))
             qualities = view_qualities(label, right, regions)
@@ -287,10 +289,11 @@ def _of_all_stars(
     donor: NDArray[np.uint8],
     regions: Sequence[Sequence[int]],
     rng: np.random.Generator,
+    sides: Sides,
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """The label itself, and for each equal part of the scale the degraded label that is nearest to it."""
     yield Untouched.kind, right
-    factory = LabelFactory([right, donor], regions, ANNOTATOR_KINDS)
+    factory = LabelFactory([right, donor], regions, ANNOTATOR_KINDS, sides=sides)
     drawn = [factory.draw(rng, 0, kind) for kind in factory.kinds for _ in range(TRIES)]
     made = factory.make([recipe for recipe in drawn if recipe is not None])
     stars = np.array([stars_of(dsc) for dsc in made.mean.tolist()])

@@ -17,6 +17,7 @@ from fedqc.cases.layouts import CaseFiles
 from fedqc.config import NetworkConfig, QCConfig, SamplesConfig, SourcesConfig
 from fedqc.degradation.samples import LabelFactory
 from fedqc.degradation.seggen import SegGen
+from fedqc.geometry import sides_of
 from fedqc.label_sources.making import label_store
 from fedqc.label_sources.segmenters import SegmenterSource
 from fedqc.label_sources.side_outputs import SideOutputSource
@@ -173,7 +174,7 @@ def deformed(workshop: Workshop, test: Sequence[CaseFiles], a_case: int) -> Labe
     store = LabelStore(workshop.out / "cache" / "test-labels", SegGen.kind, settings)
     regions = workshop.task.region_indices()
     for case in workshop.opened(test):
-        factory = LabelFactory([case.label], regions, [SegGen.kind])
+        factory = LabelFactory([case.label], regions, [SegGen.kind], sides=sides_of(case.spacing))
         rng = generator(workshop.seed, "test", SegGen.kind, case.id)
         recipes = [factory.draw(rng, 0, SegGen.kind) for _ in range(a_case)]
         drawn = [recipe for recipe in recipes if recipe is not None]
