@@ -126,6 +126,12 @@ def test_a_site_key_is_one_that_flower_takes(tmp_path: Path) -> None:
     check_site_key(public)
 
 
+def test_the_private_key_is_not_lost_to_the_public_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"a\.pub: \.pub is the ending of the public key beside it"):
+        make_site_key(tmp_path / "a.pub", "a")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_openssh_reads_the_key(tmp_path: Path) -> None:
     public = make_site_key(tmp_path / "a.key", "hospital-a")
     try:

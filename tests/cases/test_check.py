@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -161,6 +162,22 @@ def test_files_without_permission_are_named_and_not_remembered(
     assert [problem.code for problem in result.problems] == ["no-permission"]
     assert "give this user the right to read the file" in str(result.problems[0])
     assert list(memory.iterdir()) == []
+
+
+def test_what_the_system_could_not_read_is_tried_again(
+    make_case: MakeCase, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk far away that did not answer for a moment costs a case one check, not every later one."""
+    memory, files = tmp_path / "memory", make_case()
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedqc.cases.volumes.igzip.IGzipFile", failing)
+        result = checked([files], tmp_path, task, memory=memory)
+    assert {problem.code for problem in result.problems} == {"unreadable"}
+    assert checked([files], tmp_path, task, memory=memory).usable == (files,)
 
 
 @pytest.mark.parametrize(("room", "together"), [(100, 1), (5040, 1), (15_000, 2)])

@@ -171,7 +171,7 @@ def test_missing_file(tmp_path: Path) -> None:
         read_volume(tmp_path / "a.nii")
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "bool"])
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int64", "float32", "bool"])
 def test_what_is_written_is_read_by_nibabel(tmp_path: Path, dtype: str) -> None:
     data = np.arange(24).reshape(2, 3, 4).astype(dtype)
     write_volume(tmp_path / "new" / "a.nii.gz", data, AFFINE)

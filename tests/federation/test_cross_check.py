@@ -180,6 +180,10 @@ def test_a_site_with_a_habit_is_named_and_its_references_are_used_for_nothing(
         "qc",
         "segmentation",
     }
+    # What the model comes to on references that are wrong says nothing of it.
+    assert {site for site, values in found["sites"].items() if "evaluate.segmentation" in values} == set(
+        "abd"
+    )
 
 
 @runs

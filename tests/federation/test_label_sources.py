@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from fedqc_client import tasks
+from fedqc_client.guard import Trained
 from fedqc_client.policy import refusal
 from fedqc_client.site_data import load_site_data
 
@@ -102,6 +104,38 @@ def test_what_leaves_with_a_segmenter_is_an_update_and_nothing_of_the_labels(tmp
             "loss.dice",
             "loss.cross_entropy",
         }
+
+
+def test_behind_a_segmenters_losses_are_the_patients_outside_its_fold(tmp_path: Path) -> None:
+    """Two of the four patients that it may learn from, for each fold: too few for three."""
+    federation = write(tmp_path, "snapshots = 1")
+    site = load_site(tmp_path / "sites" / "a" / "site.toml")
+    config = load_federation(federation)
+    task = load_task(config.task)
+    source = segmenter_source("snapshots", task, config.qc.sources)
+    data = load_site_data(site, task)
+    training, _ = split_references(data.references, 0)
+    fold_of = folds_of((files.patient for files in training), 0, config.qc.sources.folds)
+    variant = source.variants[0]
+    for fold in (0, 1):
+        request = TrainSegmenterRequest(
+            federation="test",
+            task=task.digest,
+            seed=0,
+            min_count=1,
+            qc=config.qc,
+            weights={k: v.numpy() for k, v in source.build(variant, 0).state_dict().items()},
+            round=1,
+            rounds=2,
+            source="snapshots",
+            variant=variant,
+            fold=fold,
+        )
+        trained = tasks.train_segmenter(site, request)
+        assert isinstance(trained, Trained)
+        outside = sum(number != fold for number in fold_of.values())
+        assert 1 < outside < len(fold_of)
+        assert {figure.patients for figure in trained.losses.values()} == {min(outside, trained.samples)}
 
 
 def test_side_outputs_are_ten_labels_of_each_case(tmp_path: Path) -> None:

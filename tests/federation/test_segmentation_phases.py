@@ -158,6 +158,42 @@ def test_references_for_training_take_part_where_the_federation_wants_it(
     assert len(seen["a"]) == 6
 
 
+def test_a_file_behind_a_link_is_known_by_its_place_in_the_folder(
+    make_site: Callable[..., Path], make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    """As in an archive of DataLad or git-annex."""
+    path = make_site("a")
+    folder, archive = load_site(path).data.path, tmp_path / "archive"
+    archive.mkdir()
+    for name in ("good-4.nii.gz", "good-5-label.nii.gz"):
+        (folder / name).rename(archive / name)
+        (folder / name).symlink_to(archive / name)
+    run(
+        LocalGrid({"a": path}),
+        make_federation(["a"], rounds=1),
+        tmp_path / "scored",
+        only=("train.qc", "score"),
+    )
+    manifest = read_manifest(load_site(path).results / "manifest.json")
+    files = {entry.id: {role: file.path for role, file in entry.files.items()} for entry in manifest.entries}
+    assert files["good-4"]["t1"] == "good-4.nii.gz"
+    assert files["good-5"]["label"] == "good-5-label.nii.gz"
+    assert isinstance(train(path), Trained)
+
+
+def test_whoever_missed_the_scoring_does_not_train_on_decisions_of_an_earlier_run(
+    site: Path, make_site: Callable[..., Path], make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    sites, out = {"a": site, "b": make_site("b")}, tmp_path / "second"
+    away = RecordingGrid(
+        sites, silent=lambda name, message: (name, message.metadata.message_type) == ("a", "query.score")
+    )
+    federation = make_federation(sites, minimum=1, rounds=1, cross_check_rounds=0)
+    run(away, federation, out, only=("summarise", "train.qc", "score", "train.segmentation"))
+    assert "score" not in statistics(out)["sites"]["a"]
+    assert [set(entry["sites"]) for entry in statistics(out)["train"]["segmentation"]] == [{"b"}]
+
+
 @pytest.mark.parametrize("references", [False, True])
 def test_nobody_is_learned_from_on_whom_the_model_is_tried(
     references: bool, site: Path, seen: dict[str, list[str]]
