@@ -339,9 +339,7 @@ def test_a_failing_site_sends_a_word_and_the_run_goes_on(
     for _, message in grid.sent:
         assert_allowed(message)
     failed = events(out, "site-failed")
-    # Without a manifest, there is nothing that the site can train segmentation on.
-    follows = {("b", "data-error")} if failing == "score" else set()
-    assert {(e["site"], e["reason"]) for e in failed} == {("b", "internal-error")} | follows
+    assert {(e["site"], e["reason"]) for e in failed} == {("b", "internal-error")}
     assert all("site.log" in e["meaning"] for e in failed)
     everything = "".join(p.read_text() for p in out.glob("*.json*"))
     assert "Maria" not in everything
