@@ -13,7 +13,6 @@ from xml.etree import ElementTree
 import click
 import pytest
 import typer
-from fedqc_client.guard import statistic_keys
 from fedqc_server.phases import PHASES
 from fedqc_simulations.arms import ARMS, ArmScore, arm_figures
 
@@ -32,6 +31,7 @@ from fedqc.protocol import REPLIES, ErrorCode, HandshakeReply, ModelRequest, Req
 from fedqc.ratings import read_ratings
 from fedqc.reports.words import reason_in_words
 from fedqc.segmentation import Segmentation
+from fedqc.statistics.allowed import statistic_keys
 from fedqc.statistics.datasheet import AXES
 from fedqc.task import Task, built_in_tasks, load_task
 

@@ -25,9 +25,10 @@ from fedqc.protocol import (
     content_digest,
 )
 from fedqc.segmentation import Segmentation
+from fedqc.statistics.allowed import statistic_keys
 from fedqc.task import Task, load_task
 from fedqc_client import tasks
-from fedqc_client.guard import outgoing, statistic_keys
+from fedqc_client.guard import outgoing
 from fedqc_client.policy import takes_no_part
 
 

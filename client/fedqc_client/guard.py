@@ -6,22 +6,18 @@ its text and traceback stay in the site's own `site.log`.
 """
 
 import contextlib
-import re
 import secrets
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
 
-from fedqc.cases.problems import ErrorCode as ErrorCodeOfCase
 from fedqc.config import SiteConfig, load_site
-from fedqc.curation.rules import Outcome as Decided
-from fedqc.degradation.samples import ALL_KINDS, STORED_KINDS, source_of
 from fedqc.errors import (
     ConfigError,
     DataError,
@@ -50,7 +46,7 @@ from fedqc.protocol import (
     reply_to_records,
     request_from_records,
 )
-from fedqc.statistics.datasheet import AXES
+from fedqc.statistics.allowed import not_allowed
 from fedqc.statistics.privacy import release
 from fedqc.statistics.site import (
     CalibrationSummary,
@@ -62,17 +58,10 @@ from fedqc.statistics.site import (
     SegmentationSummary,
 )
 from fedqc.statistics.update_privacy import clipped_and_noised
-from fedqc.task import Task, load_task
+from fedqc.task import load_task
 from fedqc_client.activity import Activity
 from fedqc_client.ledger import Ledger
 from fedqc_client.policy import refusal
-
-LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
-MAX_LOSSES = 16
-SOURCES = {source_of(kind) for kind in (*ALL_KINDS, *STORED_KINDS)}
-LABEL_KEYS = frozenset({"made", "chosen"} | {f"sources.{name}" for name in SOURCES})
-"""Counts of the labels that a QC model is trained on."""
-
 
 _TRAINING = (TrainSegmenterRequest, TrainRequest, TrainSegmentationRequest)
 
@@ -161,29 +150,6 @@ def outgoing(outcome: Outcome, site: SiteConfig, request: Request) -> RecordDict
     return records
 
 
-def statistic_keys(kind: str, task: Task) -> frozenset[str]:
-    """Every key that statistics of a phase may have."""
-    match kind:
-        case "query.summarise":
-            volumes = {f"volume_ml.{name}.{part}" for name in task.classes for part in ("mean", "sd")}
-            left_out = {f"left_out.{code}" for code in get_args(ErrorCodeOfCase)}
-            grid = {f"{what}.{axis}" for what in ("spacing_mm", "shape") for axis in AXES}
-            intensity = {f"intensity.{name}" for name in task.modalities}
-            counts = {"cases", "patients", "references"}
-            return frozenset(counts | left_out | volumes | grid | intensity)
-        case "query.cross_check":
-            return frozenset({"references", "quality_mean", "quality_sd"})
-        case "query.calibrate":
-            return frozenset({"samples", "r", "mae", "rmse", "auroc"})
-        case "query.score":
-            decisions = {f"decisions.{outcome}" for outcome in Decided}
-            regions = {f"regions_mean.{name}" for name in task.regions}
-            return frozenset({"candidates", "quality", "quality_mean", "quality_sd"} | decisions | regions)
-        case "evaluate.segmentation":
-            return frozenset({"cases", "dice_mean", "dice_sd"} | {f"dice.{name}" for name in task.regions})
-    return frozenset()
-
-
 def error_code(error: Exception) -> ErrorCode:
     """The word that stands for an exception."""
     codes: tuple[tuple[type[Exception], ErrorCode], ...] = (
@@ -225,18 +191,13 @@ def _check(reply: Reply, site: SiteConfig, request: Request) -> None:
         case HandshakeReply():
             if reply.site != site.name:
                 raise GuardError(f"the handshake names {reply.site!r}, this site is {site.name!r}")
-        case StatisticsReply():
-            unknown = sorted(set(reply.values) - statistic_keys(request.kind, load_task(site.task)))
-            if unknown:
-                raise GuardError(f"{request.kind}: the statistics hold {unknown}, which are not on the list")
-        case TrainReply():
-            if not isinstance(request, ModelRequest):
-                raise GuardError(f"{request.kind}: weights may only answer weights")
-            _check_weights(reply.weights, request.weights)
-            if len(reply.losses) > MAX_LOSSES or not all(LOSS_NAME.fullmatch(name) for name in reply.losses):
-                raise GuardError(f"{request.kind}: losses are named {sorted(reply.losses)}")
-            if unknown := sorted(set(reply.labels) - LABEL_KEYS):
-                raise GuardError(f"{request.kind}: counts of labels are named {unknown}")
+        case StatisticsReply() | TrainReply():
+            if why := not_allowed(reply, request.kind, load_task(site.task)):
+                raise GuardError(f"{request.kind}: {why}")
+    if isinstance(reply, TrainReply):
+        if not isinstance(request, ModelRequest):
+            raise GuardError(f"{request.kind}: weights may only answer weights")
+        _check_weights(reply.weights, request.weights)
 
 
 def _check_weights(sent: Weights, received: Weights) -> None:

@@ -777,7 +777,7 @@ def _training_labels(record: RunRecord) -> list[Part]:
                 sources[key.removeprefix("sources.")] += labels[key]
     if not sites:
         return []
-    shares = [f"{name} {one / sources.total():.0%}" for name, one in sources.most_common()]
+    shares = [f"{name} {one / sources.total():.0%}" for name, one in sources.most_common() if one]
     told_of = f" Sources: {listed(shares)}." if shares else ""
     return [
         Figure(

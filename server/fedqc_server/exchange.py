@@ -22,7 +22,9 @@ from fedqc.protocol import (
     reply_from_records,
     request_to_records,
 )
+from fedqc.statistics.allowed import not_allowed
 from fedqc.statistics.site import N_BINS
+from fedqc.task import Task
 from fedqc_server.limits import Limit, ReplyTooLargeError, discard, limiting
 from fedqc_server.roster import Clock
 
@@ -40,10 +42,12 @@ class Exchange:
     Args:
         grid: Flower's.
         clock: time, for waiting.
+        task: by which the names of statistics are known.
     """
 
     grid: Grid
     clock: Clock
+    task: Task
 
     def ask(
         self, request: Request, targets: Mapping[str, int], kind: type[Answer], deadline: float
@@ -99,7 +103,7 @@ class Exchange:
         try:
             for message in self.grid.pull_messages([message_id]):
                 if message.metadata.reply_to_message_id == message_id:
-                    return _read(message, message_type, kind)
+                    return self._read(message, message_type, kind)
         except ReplyTooLargeError as error:
             with contextlib.suppress(Exception):  # what cannot be dropped costs disk, not the run
                 discard(self.grid, error.message_id)
@@ -111,21 +115,22 @@ class Exchange:
             return f"unreadable-reply-{type(error).__name__}"
         return None
 
-
-def _read(message: Message, message_type: str, kind: type[Answer]) -> Answer | str:
-    if message.has_error():
-        # Its text was written at the site by code other than ours; only the number is taken over.
-        code = message.error.code
-        return _FLOWER_ERRORS.get(code, f"flower-error-{code}")
-    try:
-        reply: Reply = reply_from_records(message.content, message_type)
-    except ProtocolError:
-        return "bad-reply"
-    if isinstance(reply, ErrorReply):
-        return str(reply.code)
-    if isinstance(reply, StatisticsReply) and not _has_form(reply.values):
-        return "bad-reply"
-    return reply if isinstance(reply, kind) else "bad-reply"
+    def _read(self, message: Message, message_type: str, kind: type[Answer]) -> Answer | str:
+        if message.has_error():
+            # Its text was written at the site by code other than ours; only the number is taken over.
+            code = message.error.code
+            return _FLOWER_ERRORS.get(code, f"flower-error-{code}")
+        try:
+            reply: Reply = reply_from_records(message.content, message_type)
+        except ProtocolError:
+            return "bad-reply"
+        if isinstance(reply, ErrorReply):
+            return str(reply.code)
+        if not_allowed(reply, message_type, self.task):
+            return "bad-reply"
+        if isinstance(reply, StatisticsReply) and not _has_form(reply.values):
+            return "bad-reply"
+        return reply if isinstance(reply, kind) else "bad-reply"
 
 
 def _has_form(statistics: Statistics) -> bool:

@@ -86,7 +86,7 @@ def run_federation(
     if unknown:
         raise ConfigError(f"no phase is called {', '.join(unknown)}; phases are {', '.join(PHASES)}")
     task = load_task(config.task)
-    exchange = Exchange(grid, clock or Clock())
+    exchange = Exchange(grid, clock or Clock(), task)
     method, segmentation = _method(config, task), Segmentation(task, config.segmentation)
     run = Run(exchange, config, task, method, segmentation, folder, seed)
     _initial_qc(run)  # a model that cannot be used is refused before anything is written

@@ -360,9 +360,12 @@ def test_numbers_that_cannot_be_cost_that_site_only(
                 reply.content.metric_records["statistics"]["quality_sd"] = 1e14
             if site == "b":
                 reply.content.metric_records["statistics"]["quality_mean"] = [0.5, 0.5]
+            if site == "c":  # a column of everybody's report, if it were taken
+                reply.content.metric_records["statistics"]["dice.invented"] = 0.5
 
     sites, out = make_sites("abcdef", spoiled="f", references=2), tmp_path / "run"
     run(RecordingGrid(sites, lie), make_federation(sites), out, only=("summarise", "cross-check"))
     assert list(statistics(out)["suspected"]) == ["f"]
-    assert [(e["site"], e["reason"]) for e in events(out, "site-failed")] == [("b", "bad-reply")]
+    failed = sorted((e["site"], e["reason"]) for e in events(out, "site-failed"))
+    assert failed == [("b", "bad-reply"), ("c", "bad-reply")]
     assert json.loads((out / "run.json").read_text())["outcome"] == "completed"

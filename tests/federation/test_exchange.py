@@ -12,6 +12,7 @@ from fedqc_simulations.engine import LocalGrid
 from flwr.app import Message
 
 from fedqc.protocol import HandshakeReply, HandshakeRequest, reply_to_records
+from fedqc.task import load_task
 
 REQUEST = HandshakeRequest(federation="test", task="x", seed=0, min_count=1)
 DEADLINE = 100.0
@@ -52,7 +53,7 @@ class Arriving(LocalGrid):
 
 def ask(fake_time: Any, grid: Arriving) -> list[tuple[str, str | None, float]]:
     """Each site in the order of its reply, the reason why it has none, and when that was known."""
-    exchange = Exchange(grid, fake_time.clock)
+    exchange = Exchange(grid, fake_time.clock, load_task("phantom"))
     targets = {name: number for number, name in grid._names.items()}
     found = exchange.ask(REQUEST, targets, HandshakeReply, DEADLINE)
     return [(site, reply if isinstance(reply, str) else None, fake_time.now) for site, reply in found]

@@ -12,7 +12,6 @@ from fedqc_client.guard import (
     answer,
     error_code,
     outgoing,
-    statistic_keys,
 )
 from fedqc_client.ledger import Ledger
 from fedqc_simulations.engine import LocalGrid
@@ -32,12 +31,14 @@ from fedqc.protocol import (
     Request,
     ScoreRequest,
     SummariseRequest,
+    TrainReply,
     TrainRequest,
     TrainSegmentationRequest,
     Weights,
     content_digest,
     request_to_records,
 )
+from fedqc.statistics.allowed import not_allowed, statistic_keys
 from fedqc.statistics.site import (
     CrossCheckSummary,
     DataSummary,
@@ -307,6 +308,25 @@ def test_a_segmentation_update_leaves_with_a_line_in_the_ledger(site_file: Path)
     (line,) = ledger(site_file)
     assert (line["kind"], line["round"]) == ("train.segmentation", 1)
     assert line["keys"] == {"weights": ["w", "n"], "training": ["samples", "loss.dice"]}
+
+
+@pytest.mark.parametrize(
+    ("losses", "labels", "is_allowed"),
+    [
+        ({"loss": 0.5}, {}, True),
+        ({f"part_{'abcdefghijklmnop'[n]}": 0.5 for n in range(16)}, {}, True),
+        ({f"part_{'abcdefghijklmnopq'[n]}": 0.5 for n in range(17)}, {}, False),
+        ({"Maria Muster": 0.5}, {}, False),
+        ({"a" * 33: 0.5}, {}, False),
+        ({}, {"sources.seggen": 3}, True),
+        ({}, {"sources.invented": 3}, False),
+    ],
+)
+def test_what_a_coordinator_takes_of_a_round(
+    losses: dict[str, float], labels: dict[str, int], is_allowed: bool
+) -> None:
+    reply = TrainReply(weights={}, samples=1, losses=losses, labels=labels)
+    assert (not_allowed(reply, "train.qc", load_task("phantom")) is None) == is_allowed
 
 
 def test_statistic_keys_are_those_of_the_phase() -> None:

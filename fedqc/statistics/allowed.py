@@ -1,0 +1,52 @@
+"""What may leave a site beside weights, by name: the list that its guard and the coordinator both check."""
+
+import re
+from typing import get_args
+
+from fedqc.cases.problems import ErrorCode as ErrorCodeOfCase
+from fedqc.curation.rules import Outcome as Decided
+from fedqc.degradation.samples import ALL_KINDS, STORED_KINDS, source_of
+from fedqc.protocol import Reply, StatisticsReply, TrainReply
+from fedqc.statistics.datasheet import AXES
+from fedqc.task import Task
+
+LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
+MAX_LOSSES = 16
+SOURCES = {source_of(kind) for kind in (*ALL_KINDS, *STORED_KINDS)}
+LABEL_KEYS = frozenset({"made", "chosen"} | {f"sources.{name}" for name in SOURCES})
+"""Counts of the labels that a QC model is trained on."""
+
+
+def statistic_keys(kind: str, task: Task) -> frozenset[str]:
+    """Every key that statistics of a phase may have."""
+    match kind:
+        case "query.summarise":
+            volumes = {f"volume_ml.{name}.{part}" for name in task.classes for part in ("mean", "sd")}
+            left_out = {f"left_out.{code}" for code in get_args(ErrorCodeOfCase)}
+            grid = {f"{what}.{axis}" for what in ("spacing_mm", "shape") for axis in AXES}
+            intensity = {f"intensity.{name}" for name in task.modalities}
+            counts = {"cases", "patients", "references"}
+            return frozenset(counts | left_out | volumes | grid | intensity)
+        case "query.cross_check":
+            return frozenset({"references", "quality_mean", "quality_sd"})
+        case "query.calibrate":
+            return frozenset({"samples", "r", "mae", "rmse", "auroc"})
+        case "query.score":
+            decisions = {f"decisions.{outcome}" for outcome in Decided}
+            regions = {f"regions_mean.{name}" for name in task.regions}
+            return frozenset({"candidates", "quality", "quality_mean", "quality_sd"} | decisions | regions)
+        case "evaluate.segmentation":
+            return frozenset({"cases", "dice_mean", "dice_sd"} | {f"dice.{name}" for name in task.regions})
+    return frozenset()
+
+
+def not_allowed(reply: Reply, kind: str, task: Task) -> str | None:
+    """What a reply to a message of type `kind` holds that is not on the list, in words; None if nothing."""
+    if isinstance(reply, StatisticsReply) and (unknown := set(reply.values) - statistic_keys(kind, task)):
+        return f"the statistics hold {sorted(unknown)}, which are not on the list"
+    if isinstance(reply, TrainReply):
+        if len(reply.losses) > MAX_LOSSES or not all(LOSS_NAME.fullmatch(name) for name in reply.losses):
+            return f"losses are named {sorted(reply.losses)}"
+        if unknown := set(reply.labels) - LABEL_KEYS:
+            return f"counts of labels are named {sorted(unknown)}"
+    return None
