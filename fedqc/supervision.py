@@ -167,11 +167,18 @@ def stopping_at_the_end(services: Sequence[Service]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def without_proxy() -> dict[str, str]:
-    """Environment in which no proxy comes between the processes of this machine."""
+def flower_environment() -> dict[str, str]:
+    """Environment in which Flower asks nothing of the internet, and no proxy comes between its processes."""
     known = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
     value = ",".join(filter(None, [known, "127.0.0.1"]))
-    return {"NO_PROXY": value, "no_proxy": value}
+    return {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "PYTHONUNBUFFERED": "1",
+        "NO_PROXY": value,
+        "no_proxy": value,
+    }
 
 
 def find_program(name: str) -> str:

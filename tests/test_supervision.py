@@ -16,8 +16,8 @@ from fedqc.supervision import (
     STEADY,
     Service,
     StopRequestedError,
+    flower_environment,
     stopping_at_the_end,
-    without_proxy,
 )
 
 FOREVER = "import time\nprint('here', flush=True)\nwhile True: time.sleep(0.05)\n"
@@ -167,6 +167,8 @@ def test_what_a_dead_process_left_behind_is_ended(tmp_path: Path) -> None:
 def test_no_proxy_comes_between_processes_of_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    assert without_proxy() == {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    found = flower_environment()
+    assert (found["NO_PROXY"], found["no_proxy"]) == ("127.0.0.1", "127.0.0.1")
+    assert found["FLWR_TELEMETRY_ENABLED"] == "0"
     monkeypatch.setenv("NO_PROXY", "hospital.example.org")
-    assert without_proxy()["no_proxy"] == "hospital.example.org,127.0.0.1"
+    assert flower_environment()["no_proxy"] == "hospital.example.org,127.0.0.1"

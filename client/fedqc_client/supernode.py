@@ -18,16 +18,10 @@ import tomli_w
 from fedqc.config import SiteConfig
 from fedqc.errors import ConfigError
 from fedqc.files import write_secret
-from fedqc.supervision import Service, find_program, without_proxy
+from fedqc.supervision import Service, find_program, flower_environment
 
 LOOPBACK = "127.0.0.1"
 _CLIENTAPP = "flwr-clientapp"
-_ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "PYTHONUNBUFFERED": "1",
-}
 # What Flower's program says when it ends, and what a person should know of it; the first that fits.
 _MEANINGS: Sequence[tuple[str, str]] = (
     (
@@ -79,7 +73,7 @@ def supernode_services(site: SiteConfig, site_file: Path) -> tuple[Service, Serv
     write_secret(secret)
     with socket.create_server((LOOPBACK, 0)) as probe:
         port = probe.getsockname()[1]
-    environment = {**_ENVIRONMENT, **without_proxy(), "FLWR_HOME": str(folder)}
+    environment = {**flower_environment(), "FLWR_HOME": str(folder)}
     supernode = Service(
         "supernode",
         [

@@ -24,7 +24,7 @@ import tomli_w
 from fedqc.certificates import make_server_files
 from fedqc.errors import ConfigError, RunError
 from fedqc.files import write_json, write_secret
-from fedqc.supervision import Service, find_program, without_proxy
+from fedqc.supervision import Service, find_program, flower_environment
 from fedqc_server.gateway import Upstream
 from fedqc_server.limits import UPLOAD_VARIABLE, Limit
 
@@ -37,12 +37,6 @@ _CONNECTION = "fedqc"
 _REGISTERED = "registered.json"
 _UNREGISTERED = "unregistered"
 _SECONDS = 60  # for a command of Flower
-_ENVIRONMENT = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "PYTHONUNBUFFERED": "1",
-}
 # What every site gets: no code, only the names of what it has installed.
 _BUNDLE = {
     "project": {"name": "fedqc-run", "version": "1.0.0", "description": "", "dependencies": []},
@@ -267,7 +261,7 @@ class SuperLink:
 
     def _environment(self) -> dict[str, str]:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        return {**_ENVIRONMENT, **without_proxy(), "FLWR_HOME": str(self.folder), "PATH": path}
+        return {**flower_environment(), "FLWR_HOME": str(self.folder), "PATH": path}
 
     def _flwr(self, *arguments: str) -> dict[str, Any]:
         """Call `flwr`, which prints JSON."""
