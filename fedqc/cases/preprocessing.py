@@ -110,6 +110,8 @@ def to_native(volume: NDArray[Any], case: Case | FullImage, order: Literal[0, 1]
     matrix = np.linalg.inv(case.affine) @ case.native_affine
     # Without rounding noise, voxels half-way between two others fall the same way everywhere.
     matrix = np.round(matrix, 9)
+    if _keeps_grid(matrix):
+        return _copied(volume, matrix, case.native_shape)
 
     def sample(values: NDArray[Any], order: int, mode: str) -> NDArray[Any]:
         sampled: NDArray[Any] = ndimage.affine_transform(
@@ -120,6 +122,37 @@ def to_native(volume: NDArray[Any], case: Case | FullImage, order: Literal[0, 1]
     is_seen = sample(np.ones(volume.shape, dtype=np.uint8), 0, "grid-constant")
     native = sample(volume, order, "nearest")
     native[is_seen == 0] = 0
+    return native
+
+
+def _keeps_grid(matrix: NDArray[np.float64]) -> bool:
+    """Whether voxels of one grid [4, 4] lie on voxels of the other: axes are turned or exchanged at most."""
+    linear, offset = np.abs(matrix[:3, :3]), matrix[:3, 3]
+    ones = (linear == 1).sum(axis=0), (linear == 1).sum(axis=1)
+    is_turned = (np.count_nonzero(linear) == 3) and (np.stack(ones) == 1).all()
+    return bool(is_turned and (offset == np.round(offset)).all())
+
+
+def _copied(volume: NDArray[Any], matrix: NDArray[np.float64], shape: tuple[int, int, int]) -> NDArray[Any]:
+    """What resampling comes to where voxels lie on voxels, in a small part of the time.
+
+    Args:
+        volume: [X, Y, Z].
+        matrix: [4, 4], from voxel indices of the result to those of the volume (`_keeps_grid`).
+        shape: of the result, which is 0 where the volume does not reach.
+    """
+    axes = np.abs(matrix[:3, :3]).argmax(axis=1)  # of the result, by axis of the volume
+    source, target = [slice(0)] * 3, [slice(0)] * 3
+    for axis, other in enumerate(axes):
+        offset = int(matrix[axis, 3])
+        if matrix[axis, other] < 0:  # counted from the other end
+            volume = np.flip(volume, axis)
+            offset = volume.shape[axis] - 1 - offset
+        begin = max(0, -offset)
+        end = max(begin, min(shape[other], volume.shape[axis] - offset))
+        target[other], source[axis] = slice(begin, end), slice(begin + offset, end + offset)
+    native = np.zeros(shape, dtype=volume.dtype)
+    native[tuple(target)] = volume[tuple(source)].transpose(np.argsort(axes))
     return native
 
 

@@ -1,16 +1,18 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fedqc.cases import preprocessing
 from fedqc.cases.layouts import CaseFiles, find_cases
 from fedqc.cases.preprocessing import FullImage, label_to_native, preprocess, preprocess_full, to_native
 from fedqc.cases.validation import inspect_image
+from fedqc.cases.volumes import Case
 from fedqc.errors import DataError
 from fedqc.task import Task, load_task
 
@@ -298,3 +300,29 @@ def test_real_case_there_and_back(real_data: Path) -> None:
     assert files.label is not None
     stored: Any = nibabel.load(files.label)
     assert np.array_equal(to_native(case.label, case, 0), np.asanyarray(stored.dataobj))
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_where_voxels_lie_on_voxels_copying_is_resampling(
+    order: Literal[0, 1], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Axes in any order and direction, grids that reach beyond one another, or do not meet at all."""
+    rng = np.random.default_rng(0)
+    seen = set()
+    for _ in range(60):
+        axes, signs = rng.permutation(3), rng.choice([-1, 1], 3)
+        matrix = np.eye(4)
+        matrix[:3, :3] = np.eye(3)[axes] * signs[:, None]
+        matrix[:3, 3] = rng.integers(-9, 12, 3)
+        native_shape = tuple(rng.integers(1, 9, 3).tolist())
+        volume = rng.integers(1, 200, rng.integers(1, 8, 3)).astype(np.uint8)
+        affine = np.diag([2.0, 1.5, 3.0, 1.0])
+        case = Case(
+            "a", "p", np.zeros((1, *volume.shape), np.float32), volume, affine, native_shape, affine @ matrix
+        )
+        copied = to_native(volume, case, order)
+        with monkeypatch.context() as patch:
+            patch.setattr(preprocessing, "_keeps_grid", lambda _: False)
+            np.testing.assert_array_equal(copied, to_native(volume, case, order))
+        seen.add(bool(copied.any()))
+    assert seen == {True, False}
