@@ -13,7 +13,7 @@ from fedqc_simulations.experiments.figures import draw_comparison
 from fedqc_simulations.experiments.methods import Candidate, Effort, Entry, Row
 from rich.console import Console
 
-from fedqc.config import CombineConfig, ComputeConfig, QCConfig, SegmenterConfig
+from fedqc.config import CombineConfig, ComputeConfig, NetworkConfig, QCConfig, SegmenterConfig
 from fedqc.display import Display
 from fedqc.files import write_json
 from fedqc.metrics.filtering import aurc
@@ -100,34 +100,44 @@ def test_every_other_candidate_is_rated(workshop: Workshop, monkeypatch: pytest.
 def test_networks_that_learn_from_every_case_are_trained_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A method comes to the same weights, whether it trains its segmenters or takes over another's."""
+    """A method comes to the same weights, whether it trains its networks or takes over another's."""
     settings = Settings(
         None, None, "phantom", seed=0, quick=True, sites=0, compute=ComputeConfig(device="cpu")
     )
     with Display(Console(quiet=True)) as display:
-        workshop = open_workshop("methods", settings, tmp_path / "out", display, 4 * FEWEST_PATIENTS)
+        workshop = open_workshop("methods", settings, tmp_path / "out", display, 8 * FEWEST_PATIENTS)
     monkeypatch.setattr(methods, "SITES", 2)
-    methods._build(workshop, "mixed")
+    for noise in methods.NOISES:
+        methods._build(workshop, noise)
     segmenter = SegmenterConfig(rounds=1, local_steps=1, batch_size=1, channels=(4, 8), passes=2)
     alone = QCConfig(method="expected-dice", segmenter=segmenter, cross_check_rounds=0)
     joined = alone.model_copy(
-        update={"method": "combine", "combine": CombineConfig(methods=("expected-dice", "rca"))}
+        update={
+            "method": "combine",
+            "combine": CombineConfig(methods=("expected-dice", "unet")),
+            "network": NetworkConfig(width=4),
+            **{"rounds": 1, "local_steps": 1, "batch_size": 1},
+        }
     )
 
-    def run(name: str, qc: QCConfig) -> tuple[Path, int]:
-        folder = methods._trained(workshop, "mixed", Entry(name, name, qc))
+    def run(name: str, qc: QCConfig, noise: methods.SpoiledBy = "mixed") -> tuple[Path, int]:
+        folder = methods._trained(workshop, noise, Entry(name, name, qc))
         return folder, (folder / "events.jsonl").read_text().count('"round-started"')
 
-    first, asked = run("first", alone)
+    _, asked = run("first", alone)
     assert asked == 2  # one round of each fold
     taken, asked = run("taken", joined)
-    assert asked == 0
+    assert asked == 1  # the U-Net learns from references alone
+    other, asked = run("taken", joined, "systematic")
+    assert asked == 2  # and has done so; what learns from every case sees other labels here
     monkeypatch.setattr(methods, "_take_over", lambda *_: None)
-    own, asked = run("own", joined)
-    assert asked == 2
+    own, asked = run("own", joined, "systematic")
+    assert asked == 3
     weights = Path("models", "qc", "weights.safetensors")
-    assert (taken / weights).read_bytes() == (own / weights).read_bytes()
-    assert methods._effort(taken, 0.0, 0.0, 1) == methods._effort(first, 0.0, 0.0, 1)
+    assert (other / weights).read_bytes() == (own / weights).read_bytes()
+    assert (other / weights).read_bytes() != (taken / weights).read_bytes()
+    rounds = [json.loads((folder / "run.json").read_text())["rounds"] for folder in (other, own)]
+    assert sorted(rounds[0]) == sorted(rounds[1])
 
 
 @pytest.mark.parametrize("quick", [True, False])

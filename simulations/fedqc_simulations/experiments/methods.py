@@ -274,7 +274,7 @@ def _trained(workshop: Workshop, noise: SpoiledBy, entry: Entry) -> Path:
         *before, training = PHASES
         for phases in (before, [training]):
             if phases == [training]:
-                _take_over(folder, [stage for stage in stages if stage.learns_from == "all"])
+                _take_over(folder, stages, workshop.out / NOISES[0] / "runs" / entry.name)
             run_local(
                 folder / "federation.toml",
                 site_files(folder, names),
@@ -287,17 +287,28 @@ def _trained(workshop: Workshop, noise: SpoiledBy, entry: Entry) -> Path:
     return folder
 
 
-def _take_over(run: Path, stages: Sequence[Stage]) -> None:
-    """Put networks that a finished run beside this one has trained where this one would train them alike.
+def _take_over(run: Path, stages: Sequence[Stage], elsewhere: Path) -> None:
+    """Put networks that another run has trained where this one would train them alike.
 
-    They go by the same name in each method, behind the method's own name where it is a part of another.
+    What learns from every case goes by the same name in each method, behind the method's own name where it is
+    a part of another; a finished run beside this one may have it. What learns from references alone, the
+    same method's run in the other consortium has.
+
+    Args:
+        run: was begun, and trained nothing.
+        stages: of its method.
+        elsewhere: the run of the same method in the first consortium, if there is one.
     """
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    finished = [other for other in sorted(run.parent.iterdir()) if (other / "models" / "qc").is_dir()]
+    beside = sorted(run.parent.iterdir())
     for stage in stages:
-        name = stage.part.rpartition(".")[2]
+        others, name = beside, f"qc-*{stage.part.rpartition('.')[2]}"
+        if stage.learns_from != "all":
+            others = [elsewhere] if stage.learns_from == "references" and not stage.needs else []
+            name = f"qc-{stage.name}"
+        finished = [other for other in others if other != run and (other / "models" / "qc").is_dir()]
         found = next(
-            (path for other in finished for path in other.glob(f"checkpoints/qc-*{name}.safetensors")), None
+            (path for other in finished for path in other.glob(f"checkpoints/{name}.safetensors")), None
         )
         if found is None:
             continue
