@@ -26,7 +26,8 @@ DEMONS_STEPS = 20
 DEMONS_SMOOTHING = 1.5
 """Standard deviation of the Gaussian that smooths a deformation after every step, in voxels of half size."""
 SHORTEST = 16
-"""A side of so many voxels or fewer is not halved: in a stack of few slices each one counts."""
+"""A side of so many voxels or fewer is not halved, for in a stack of few slices each one counts; on its first
+level the affine registration halves every side all the same."""
 
 
 @dataclass(frozen=True)
