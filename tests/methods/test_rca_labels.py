@@ -100,7 +100,7 @@ def by_shares(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("by_shares")
 def test_targets_go_with_their_labels(task: Task, candidate: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedqc.methods.rca_labels.augment", lambda rng, image, label: (image, label))
+    monkeypatch.setattr("fedqc.methods.rca_labels.augment", lambda rng, image, label, sides: (image, label))
     method = make(task, rca=RCAConfig(calibration=0), balance="histogram")
     cases = [candidate, *REFERENCES]
     pool = method.pool(cases)

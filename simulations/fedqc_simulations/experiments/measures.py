@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from fedqc.metrics.agreement import mae, mae_sd, patient_interval, pearson
 from fedqc_simulations.experiments.base import Judged
 
+RESAMPLES = 1000
+
 Values = NDArray[np.float64]
 
 
@@ -96,7 +98,7 @@ def estimate(
         patients: whose each label is.
         rng: draws the patients.
     """
-    low, high = patient_interval(figure, patients, rng) or (None, None)
+    low, high = patient_interval(figure, patients, rng, RESAMPLES) or (None, None)
     return Estimate(figure(np.arange(len(patients))), low, high)
 
 
