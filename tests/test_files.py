@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedqc.files import replacing, write_json
+from fedqc.files import private_files, replacing, write_json
 
 
 def test_the_file_is_there_once_it_is_whole(tmp_path: Path) -> None:
@@ -43,3 +43,13 @@ def test_numbers_that_json_does_not_know_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "run.json", float("nan"))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_in_private_only_its_user_may_read(tmp_path: Path) -> None:
+    with private_files():
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / "scores.csv").write_text("id")
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "folder" / "scores.csv").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "after").write_text("")
+    assert (tmp_path / "after").stat().st_mode & 0o077
