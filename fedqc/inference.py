@@ -137,7 +137,9 @@ def _described(files: CaseFiles, raw: RawImage, classes: NDArray[np.uint8], task
     label, reference = torch.from_numpy(classes)[None], torch.from_numpy(raw.label)[None]
     found = overlap(label, reference, task.region_indices())
     regions = dict(zip(task.regions, found.dsc[0].tolist(), strict=True))
-    score = SegmentationScore(files.id, files.patient, regions, found.mean.item())
+    held = zip(task.regions, found.present[0].tolist(), strict=True)
+    present = frozenset(name for name, there in held if there)
+    score = SegmentationScore(files.id, files.patient, regions, found.mean.item(), present)
     return Segmented(files.id, files.patient, volumes, score)
 
 

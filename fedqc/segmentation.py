@@ -37,7 +37,7 @@ class SegmentationScore:
     """DSC of each region."""
     dice: float
     """Mean DSC over the regions present in the label (conventions of `fedqc.metrics.overlap`)."""
-    present: frozenset[str] = frozenset()
+    present: frozenset[str]
     """The regions that the label holds."""
 
 
