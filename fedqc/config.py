@@ -420,18 +420,53 @@ class AveragingConfig(FrozenModel):
 class CurationConfig(FrozenModel):
     """How scores become decisions."""
 
-    rule: Literal["threshold"] = "threshold"
+    rule: Literal["threshold", "stars", "target", "conformal", "quantile", "weights"] = "threshold"
     threshold: Share = 0.75
+    """A true DSC below it is a failure; rules `threshold` and `weights` drop a predicted DSC below it."""
     review: Share = 0.0
-    """Width of the band above the threshold that a person has to look at; it counts as dropped until then."""
+    """Width of the band above the bound that a person has to look at; it counts as dropped until then."""
+    stars: float = Field(default=4.0, ge=1, le=6)
+    """Rule `stars`: the fewest that are not dropped."""
+    target: Literal["recall", "precision"] = "recall"
+    """Rule `target`: of finding failures among labels of known quality, what has to reach `level`."""
+    level: float = Field(default=0.95, gt=0, le=1)
+    alpha: float = Field(default=0.1, gt=0, lt=1)
+    """Rule `conformal`: the largest share of failures among what is kept, on average."""
+    pooled: bool = True
+    """Rules `target` and `conformal`: labels of known quality of all sites; else each site's own only."""
+    share: Share = 0.1
+    """Rule `quantile`: the share of each site's candidates that is dropped."""
+    max_mae: Share = 0.3
+    """A site on whose own labels of known quality the model errs by more on average keeps all candidates."""
+    min_auroc: Share = 0.75
+    """So does one where the model finds failures among them with a lower AUROC."""
+
+    @model_validator(mode="after")
+    def _only_what_the_rule_uses(self) -> Self:
+        own: dict[str, tuple[str, ...]] = {
+            "review": ("threshold", "stars", "target"),
+            "stars": ("stars",),
+            **dict.fromkeys(("target", "level"), ("target",)),
+            "alpha": ("conformal",),
+            "pooled": ("target", "conformal"),
+            "share": ("quantile",),
+        }
+        for key, rules in own.items():
+            if getattr(self, key) != type(self).model_fields[key].default and self.rule not in rules:
+                msg = f"{key} is for rule {' or '.join(rules)}, the rule is {self.rule!r}; leave it out"
+                raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _keeps_something(self) -> Self:
-        total = round(self.threshold + self.review, 9)
-        if total > 1:
+        key, lowest, most = (
+            ("stars", self.stars, 6.0) if self.rule == "stars" else ("threshold", self.threshold, 1.0)
+        )
+        total = round(lowest + self.review, 9)
+        if self.rule in {"threshold", "stars"} and total > most:
             msg = (
-                f"threshold {self.threshold} and review {self.review} add up to {total}, so no case could be "
-                f"kept; make review {round(1 - self.threshold, 6)} or less"
+                f"{key} {lowest} and review {self.review} add up to {total}, so no case could be "
+                f"kept; make review {round(most - lowest, 6)} or less"
             )
             raise ValueError(msg)
         return self

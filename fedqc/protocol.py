@@ -31,11 +31,12 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, SkipValidation, ValidationError
 
 from fedqc.config import CurationConfig, FederationName, FrozenModel, QCConfig, SegmentationConfig, SiteName
+from fedqc.curation.calibration import Calibration
 from fedqc.errors import ProtocolError
 from fedqc.statistics.privacy import HIDDEN
 from fedqc.statistics.site import N_BINS
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 REQUEST, WEIGHTS, FROZEN, HANDSHAKE, STATISTICS, TRAINING, ERROR = (
     "request",
@@ -227,6 +228,8 @@ class ScoreRequest(QCModelRequest):
     kind: ClassVar[str] = "query.score"
 
     curation: CurationConfig
+    calibration: Calibration | None = None
+    """What the sites counted of labels of known quality, added up; None where no rule needs it."""
     provenance: Provenance
 
 

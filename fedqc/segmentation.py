@@ -99,8 +99,13 @@ class Segmentation:
         plan: RoundPlan,
         compute: Compute,
         progress: Progress | None = None,
+        *,
+        weights: Sequence[float] | None = None,
     ) -> RoundResult:
-        """One round of local steps on the labels as they are, in place."""
+        """One round of local steps on the labels as they are, in place.
+
+        With `weights`, of which the cases have one each, a case is drawn as often as it weighs.
+        """
         settings = TrainSettings(
             learning_rate=self.config.learning_rate,
             total_steps=plan.rounds * plan.steps,
@@ -110,16 +115,25 @@ class Segmentation:
         )
         compute = compute.for_training(self.shortest_axis)
         rng = generator(plan.seed, "train", "segmentation", plan.site, plan.round)
-        batches = self.batches(cases, rng, plan.steps, plan.batch_size, compute.device)
+        batches = self.batches(cases, rng, plan.steps, plan.batch_size, compute.device, weights=weights)
         losses = train(compute.place(network), batches, self.losses, settings, compute, progress)
         return RoundResult(losses, plan.steps * plan.batch_size)
 
     @staticmethod
     def batches(
-        cases: Sequence[Case], rng: np.random.Generator, steps: int, batch_size: int, device: torch.device
+        cases: Sequence[Case],
+        rng: np.random.Generator,
+        steps: int,
+        batch_size: int,
+        device: torch.device,
+        *,
+        weights: Sequence[float] | None = None,
     ) -> Iterator[SegmentationBatch]:
-        """Augmented cases; none is drawn again before all others were, and each is read when it is needed."""
-        order = _shuffled(rng, len(cases))
+        """Augmented cases, each read when it is needed.
+
+        None is drawn again before all others were, unless they weigh differently.
+        """
+        order = _drawn(rng, [1.0] * len(cases) if weights is None else weights)
         for _ in range(steps):
             batch = [cases[index] for index in islice(order, batch_size)]
             image = torch.from_numpy(np.stack([case.image for case in batch])).to(device)
@@ -208,7 +222,9 @@ class Segmentation:
         return classes
 
 
-def _shuffled(rng: np.random.Generator, count: int) -> Iterator[int]:
-    """Numbers below `count` in random order, over and over."""
+def _drawn(rng: np.random.Generator, weights: Sequence[float]) -> Iterator[int]:
+    """Positions of weights, without end: all in random order over and over, or each as often as it weighs."""
+    count, share = len(weights), np.asarray(weights) / np.sum(weights)
     while True:
-        yield from rng.permutation(count).tolist()
+        order = rng.permutation(count) if len(set(weights)) == 1 else rng.choice(count, count, p=share)
+        yield from order.tolist()

@@ -24,19 +24,19 @@ from fedqc.cases.splits import split_references
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, choose_compute, with_smaller_batches
 from fedqc.config import SamplesConfig, SegmentationConfig, SiteConfig, SourcesConfig
+from fedqc.curation.deciding import decide
 from fedqc.curation.manifest import (
     Entry,
     InputFile,
     LeftOut,
     Manifest,
     UsedModel,
-    UsedRule,
     kept,
     read_manifest,
     write_manifest,
     write_scores,
 )
-from fedqc.curation.rules import ThresholdRule
+from fedqc.curation.self_test import KnownLabel, SelfTest, read_self_test, write_self_test
 from fedqc.degradation.samples import DrawnLabels, degrade_cases, source_of
 from fedqc.errors import DataError, ModelError, ProtocolError
 from fedqc.files import replacing
@@ -105,6 +105,8 @@ from fedqc_client.guard import Trained
 from fedqc_client.site_data import SiteData, load_site_data
 
 MICROLITRES_PER_MILLILITRE = 1000
+SELF_TEST = "self_test.json"
+"""In the results folder: what the model said of the site's own labels of known quality."""
 
 
 def handshake(site: SiteConfig, request: HandshakeRequest) -> HandshakeReply:
@@ -242,6 +244,11 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> CalibrationSummary
             yield sample.case
 
     predicted = [score.quality for score in method.score(network, samples(), compute)]
+    labels = tuple(
+        KnownLabel(patient=patient, true=true, predicted=quality)
+        for patient, true, quality in zip(patients, truth, predicted, strict=True)
+    )
+    write_self_test(site.results / SELF_TEST, SelfTest(weights=_digest(request.weights), labels=labels))
     return summarise_calibration(predicted, truth, patients, tau=request.curation.threshold)
 
 
@@ -255,7 +262,6 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     data = load_site_data(site, task)
     method, network = _qc_model(request, task)
     compute = _compute(site)
-    rule = ThresholdRule(request.curation.threshold, request.curation.review)
     training, _ = split_references(data.references, request.seed)
     references = CachedCases(data.cache, training)
     _fit(site, request, method, network, references, compute)
@@ -264,35 +270,41 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     maps = site.results / ".error_maps.new"
     shutil.rmtree(maps, ignore_errors=True)
     maps.mkdir(parents=True)
-    entries: list[Entry] = []
-    scores = judge(method, network, CachedCases(data.cache, data.candidates), compute)
+    scores: list[tuple[float, dict[str, float]]] = []
+    judged = judge(method, network, CachedCases(data.cache, data.candidates), compute)
     watch = Activity.at(site, request)
-    for files, (case, result) in zip(data.candidates, scores, strict=True):
-        decision = rule.decide(result.quality, case.id)
-        entries.append(
-            Entry(
-                id=case.id,
-                patient=case.patient,
-                quality=result.quality,
-                regions=result.regions,
-                decision=decision.outcome,
-                reason=decision.reason,
-                files=_input_files(site, task, data.cache, files),
-            )
-        )
+    for case, result in judged:
+        scores.append((result.quality, result.regions))
         write_error_maps(maps, result, case)
-        watch.progress(len(entries), len(data.candidates))
+        watch.progress(len(scores), len(data.candidates))
     shutil.rmtree(site.results / "error_maps", ignore_errors=True)
     maps.replace(site.results / "error_maps")
-
+    qualities = {files.id: quality for files, (quality, _) in zip(data.candidates, scores, strict=True)}
+    test = read_self_test(site.results / SELF_TEST, _digest(request.weights))
+    rule, decisions = decide(qualities, request.curation, test, request.calibration)
+    if rule.suspended:
+        watch.note(f"all candidates are kept: {rule.suspended}")
+    entries = tuple(
+        Entry(
+            id=files.id,
+            patient=files.patient,
+            quality=quality,
+            regions=regions,
+            decision=decisions[files.id].outcome,
+            reason=decisions[files.id].reason,
+            weight=decisions[files.id].weight,
+            files=_input_files(site, task, data.cache, files),
+        )
+        for files, (quality, regions) in zip(data.candidates, scores, strict=True)
+    )
     manifest = Manifest(
         site=site.name,
         federation=request.federation,
         task=task.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=UsedModel(method=method.name, sha256=model_sha256),
-        rule=UsedRule(name=rule.name, threshold=rule.threshold, review=rule.review),
-        entries=tuple(entries),
+        rule=rule,
+        entries=entries,
         left_out=_left_out(data),
     )
     write_scores(site.results / "scores.csv", manifest, task)
@@ -306,6 +318,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
         },
         outcomes=[entry.decision for entry in entries],
         patients=[entry.patient for entry in entries],
+        curated=rule.suspended is None,
     )
 
 
@@ -321,7 +334,8 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
     data = load_site_data(site, task)
     training, tried = _references_for_segmentation(data, request)
     patients = {files.patient for files in tried}
-    cases = tuple(files for files in _kept_cases(site, task, data) if files.patient not in patients)
+    weights = _kept_weights(site, task, data)
+    cases = tuple(files for files in data.candidates if files.id in weights and files.patient not in patients)
     cases += training
     if not cases:
         return ErrorReply(ErrorCode.NOTHING_KEPT)
@@ -329,7 +343,8 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
     kept = CachedCases(data.cache, cases)
 
     def train_round(plan: RoundPlan, compute: Compute, progress: Progress) -> RoundResult:
-        return segmentation.train_round(network, kept, plan, compute, progress)
+        drawn = [weights.get(files.id, 1.0) for files in cases]
+        return segmentation.train_round(network, kept, plan, compute, progress, weights=drawn)
 
     return _trained(site, request, request.segmentation, network, kept.patients, train_round)
 
@@ -431,6 +446,15 @@ def _fit(  # noqa: PLR0917 - what is fitted, on what, and where
             older.unlink(missing_ok=True)
         return
     load_weights(network, fitted, source=str(kept))
+
+
+def _digest(weights: Weights) -> str:
+    """SHA-256 of a model as it came."""
+    digest = hashlib.sha256()
+    for name, values in weights.items():
+        digest.update(f"{name} {values.dtype} {values.shape}".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
 
 
 def _contiguous(network: nn.Module) -> dict[str, Tensor]:
@@ -556,8 +580,8 @@ def _compute(site: SiteConfig) -> Compute:
     return choose_compute(site.compute.device, site.compute.precision, site.compute.memory)
 
 
-def _kept_cases(site: SiteConfig, task: Task, data: SiteData) -> tuple[CaseFiles, ...]:
-    """The candidates that the site's manifest keeps, exactly as they were when they were scored.
+def _kept_weights(site: SiteConfig, task: Task, data: SiteData) -> dict[str, float]:
+    """The weight of each candidate that the site's manifest keeps, by its id; all are as they were scored.
 
     Raises:
         DataError: there is no manifest, it is not this site's, or a kept case's files have changed since.
@@ -569,18 +593,18 @@ def _kept_cases(site: SiteConfig, task: Task, data: SiteData) -> tuple[CaseFiles
             f"{path}: the manifest is of site {manifest.site!r} and task {manifest.task!r}, "
             f"not of {site.name!r} and {task.name!r}; score this site's cases again"
         )
-    wanted, entries = set(kept(manifest)), {entry.id: entry for entry in manifest.entries}
-    cases = tuple(case for case in data.candidates if case.id in wanted)
+    entries = {entry.id: entry for entry in kept(manifest)}
+    cases = [case for case in data.candidates if case.id in entries]
     changed = [
         case.id for case in cases if _input_files(site, task, data.cache, case) != entries[case.id].files
     ]
-    changed += sorted(wanted - {case.id for case in cases})
+    changed += sorted(set(entries) - {case.id for case in cases})
     if changed:
         raise DataError(
             f"{path}: kept cases changed or vanished since they were scored: {', '.join(changed[:5])}; "
             "score the site's cases again"
         )
-    return cases
+    return {case: entry.weight for case, entry in entries.items()}
 
 
 def _input_files(site: SiteConfig, task: Task, cache: CaseCache, files: CaseFiles) -> dict[str, InputFile]:

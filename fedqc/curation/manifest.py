@@ -15,7 +15,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from fedqc.config import FrozenModel, Share, parse
+from fedqc.config import CurationConfig, FrozenModel, Share, parse
+from fedqc.curation.calibration import Calibration
 from fedqc.curation.rules import Outcome
 from fedqc.errors import ConfigError, DataError
 from fedqc.files import replacing
@@ -52,6 +53,8 @@ class Entry(FrozenModel):
     """Predicted DSC of each region; empty where the method gives none."""
     decision: Outcome
     reason: str = Field(min_length=1)
+    weight: float = Field(default=1.0, gt=0, le=1)
+    """How often it is drawn in training beside a case of weight 1, if it is kept."""
     files: dict[str, InputFile] = Field(min_length=1)
     """By role: a modality's name, or `label`."""
 
@@ -75,11 +78,14 @@ class UsedModel(FrozenModel):
 
 
 class UsedRule(FrozenModel):
-    """The rule that decided."""
+    """The rule that decided: with `make_rule` every decision can be made again."""
 
-    name: str
-    threshold: Share
-    review: Share
+    config: CurationConfig
+    """The federation's `[curation]` table."""
+    calibration: Calibration | None = None
+    """The labels of known quality that it rests on, where it needs some."""
+    suspended: str | None = None
+    """Why it was not applied at this site, so that all candidates are kept."""
 
 
 class Manifest(FrozenModel):
@@ -112,9 +118,9 @@ class Manifest(FrozenModel):
         return self
 
 
-def kept(manifest: Manifest) -> tuple[str, ...]:
-    """Ids of the candidates that take part in training, in the manifest's order."""
-    return tuple(entry.id for entry in manifest.entries if entry.decision is Outcome.KEEP)
+def kept(manifest: Manifest) -> tuple[Entry, ...]:
+    """The candidates that take part in training, in the manifest's order."""
+    return tuple(entry for entry in manifest.entries if entry.decision is Outcome.KEEP)
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -15,7 +15,7 @@ from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.sources import Source
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.config import NetworkConfig, QCConfig
+from fedqc.config import FederationConfig, NetworkConfig, QCConfig
 from fedqc.degradation.samples import ALL_KINDS, DrawnLabels, StoredLabels
 from fedqc.errors import ConfigError, ProtocolError
 from fedqc.methods.cross_fitting import fold_of, is_for_fitting
@@ -334,6 +334,26 @@ def check_start(method: Method) -> None:
             f"qc.method {method.name!r} as it is set up learns from a trained network of its own kind; name "
             "one as qc.initial"
         )
+
+
+def method_for_curation(config: FederationConfig, task: Task) -> Method:
+    """The QC method of a federation.
+
+    Raises:
+        ConfigError: it cannot judge annotations, does not fit the task, or has not what the rule goes by.
+    """
+    kind = get_method(config.qc.method)
+    if kind.judges != "label":
+        raise ConfigError(
+            f"qc.method {config.qc.method!r} judges its own prediction and never looks at the annotation; "
+            "curation needs a method that judges the label"
+        )
+    if config.curation.rule == "stars" and "stars" not in kind.figures:
+        raise ConfigError(
+            f"curation.rule 'stars' goes by stars, which qc.method {config.qc.method!r} does not give; use "
+            "rule 'threshold', or qc.method 'dqe'"
+        )
+    return kind(task, config.qc)
 
 
 def get_method(name: str) -> type[Method]:

@@ -24,6 +24,7 @@ from fedqc.reports.words import (
     plural,
     reason_in_words,
     rounds_in_words,
+    rule_in_words,
     significant,
     stage_in_words,
 )
@@ -371,7 +372,6 @@ def _settings(record: RunRecord) -> tuple[tuple[str, str], ...]:
     qc, curation = config.get("qc", {}), config.get("curation", {})
     segmentation = config.get("segmentation") or {}
     kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in qc.get("samples", {}).items())
-    review = curation.get("review")
     known: list[tuple[str, str | None]] = [
         ("task", config.get("task")),
         ("QC method", qc.get("method") and qc["method"] + _network(qc)),
@@ -385,12 +385,7 @@ def _settings(record: RunRecord) -> tuple[tuple[str, str], ...]:
             listed(map(kind_in_words, qc.get("leave_out", ()))) or "none",
         ),
         ("averaging", config.get("averaging", {}).get("strategy")),
-        (
-            "rule",
-            curation.get("rule")
-            and f"{curation['rule']}: a predicted DSC under {curation.get('threshold', 0):g} is dropped"
-            + (f", the {review:g} above it are left to a person" if review else ""),
-        ),
+        ("rule", rule_in_words(curation)),
         ("segmentation training", _effort(segmentation)),
         (
             "fewest patients behind a number",
@@ -471,7 +466,8 @@ def quality_section(record: RunRecord) -> Section:
     histograms = {site: scored[site]["quality"] for site in sites if "quality" in scored[site]}
     curation = record.config.get("curation", {})
     if histograms:
-        threshold, review = record.threshold, curation.get("review") or 0.0
+        by_threshold = curation.get("rule") in {"threshold", "weights"}
+        threshold, review = record.threshold if by_threshold else None, curation.get("review") or 0.0
         parts.append(
             Figure(
                 "Predicted quality at each site",
@@ -525,7 +521,7 @@ def _decision_table(record: RunRecord, decided: Mapping[str, Mapping[str, int | 
         candidates, drop = told.get("candidates"), one["drop"]
         rows.append(
             (
-                site,
+                f"{site} *" if told.get("curated") == 0 else site,
                 count(candidates),
                 *(count(one[outcome]) for outcome in OUTCOMES),
                 percent(drop / candidates) if candidates and drop is not None else UNKNOWN,
@@ -534,6 +530,12 @@ def _decision_table(record: RunRecord, decided: Mapping[str, Mapping[str, int | 
             )
         )
     regions = _regions(record)
+    star = ""
+    if any(record.sites[site]["score"].get("curated") == 0 for site in decided):
+        star = (
+            "A star: nothing was dropped, for the model failed the self-test of the site, or the rule had no "
+            "labels of known quality to rest on; the site knows which. "
+        )
     return Table(
         "Annotation quality in numbers",
         (
@@ -548,6 +550,7 @@ def _decision_table(record: RunRecord, decided: Mapping[str, Mapping[str, int | 
         ),
         tuple(rows),
         f"{'The last columns are the predicted DSC of each region. ' if regions else ''}"
+        f"{star}"
         f"{_dash(record)}{_more(record.told('score'))}",
     )
 

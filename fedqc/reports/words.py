@@ -1,8 +1,9 @@
 """Numbers, times and reasons as people read them. What is not known is a dash, never a made-up number."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from fedqc.protocol import ErrorCode
 from fedqc.statistics.datasheet import DataSheet
@@ -117,6 +118,26 @@ def listed(names: Iterable[str], shown: int = 12) -> str:
     if len(names) > shown:
         return f"{', '.join(names[:shown])} and {len(names) - shown} more"
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def rule_in_words(curation: Mapping[str, Any]) -> str | None:
+    """What a rule does, from the `[curation]` table; None where that is not known."""
+    get = curation.get
+    threshold = f"{get('threshold', 0):g}"
+    known = {
+        "threshold": f"a predicted DSC under {threshold} is dropped",
+        "stars": f"fewer than {get('stars', 0):g} stars are dropped",
+        "target": f"dropped below the predicted DSC that reached a {get('target')} of {get('level', 0):g} in "
+        f"finding labels with a true DSC under {threshold}",
+        "conformal": "as many are kept as go with at most "
+        f"{get('alpha', 0):.0%} labels with a true DSC under {threshold} among them, on average",
+        "quantile": f"the worst {get('share', 0):.0%} of each site are dropped",
+        "weights": f"a predicted DSC of {threshold} or under is dropped, better ones are drawn more often",
+    }
+    if (rule := get("rule")) not in known:
+        return None
+    band = f", the {get('review'):g} above it are left to a person" if get("review") else ""
+    return f"{rule}: {known[rule]}{band}"
 
 
 def rounds_in_words(rounds: Iterable[int]) -> str:

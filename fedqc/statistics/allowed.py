@@ -4,10 +4,13 @@ import re
 from typing import get_args
 
 from fedqc.cases.problems import ErrorCode as ErrorCodeOfCase
+from fedqc.curation.calibration import BINS
 from fedqc.curation.rules import Outcome as Decided
 from fedqc.degradation.samples import ALL_KINDS, STORED_KINDS, source_of
-from fedqc.protocol import Reply, StatisticsReply, TrainReply
+from fedqc.protocol import Number, Reply, StatisticsReply, TrainReply
 from fedqc.statistics.datasheet import AXES
+from fedqc.statistics.privacy import HIDDEN
+from fedqc.statistics.site import N_BINS
 from fedqc.task import Task
 
 LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
@@ -15,6 +18,10 @@ MAX_LOSSES = 16
 SOURCES = {source_of(kind) for kind in (*ALL_KINDS, *STORED_KINDS)}
 LABEL_KEYS = frozenset({"made", "chosen"} | {f"sources.{name}" for name in SOURCES})
 """Counts of the labels that a QC model is trained on."""
+CALIBRATION_KEYS = frozenset({"failures", "others"})
+"""Labels of known quality by predicted quality; see `fedqc.curation.calibration`."""
+LISTS = {"quality": N_BINS, **dict.fromkeys(CALIBRATION_KEYS, BINS)}
+"""Statistics that are tables, with the number of their bins."""
 
 
 def statistic_keys(kind: str, task: Task) -> frozenset[str]:
@@ -30,11 +37,13 @@ def statistic_keys(kind: str, task: Task) -> frozenset[str]:
         case "query.cross_check":
             return frozenset({"references", "quality_mean", "quality_sd"})
         case "query.calibrate":
-            return frozenset({"samples", "r", "mae", "rmse", "auroc"})
+            return frozenset({"samples", "r", "mae", "rmse", "auroc", *CALIBRATION_KEYS})
         case "query.score":
             decisions = {f"decisions.{outcome}" for outcome in Decided}
             regions = {f"regions_mean.{name}" for name in task.regions}
-            return frozenset({"candidates", "quality", "quality_mean", "quality_sd"} | decisions | regions)
+            return frozenset(
+                {"candidates", "curated", "quality", "quality_mean", "quality_sd"} | decisions | regions
+            )
         case "evaluate.segmentation":
             return frozenset({"cases", "dice_mean", "dice_sd"} | {f"dice.{name}" for name in task.regions})
     return frozenset()
@@ -44,9 +53,25 @@ def not_allowed(reply: Reply, kind: str, task: Task) -> str | None:
     """What a reply to a message of type `kind` holds that is not on the list, in words; None if nothing."""
     if isinstance(reply, StatisticsReply) and (unknown := set(reply.values) - statistic_keys(kind, task)):
         return f"the statistics hold {sorted(unknown)}, which are not on the list"
+    if isinstance(reply, StatisticsReply):
+        for name, value in reply.values.items():
+            if not _has_form(name, value):
+                return f"{name!r} has not the form that it should have"
     if isinstance(reply, TrainReply):
         if len(reply.losses) > MAX_LOSSES or not all(LOSS_NAME.fullmatch(name) for name in reply.losses):
             return f"losses are named {sorted(reply.losses)}"
         if unknown := set(reply.labels) - LABEL_KEYS:
             return f"counts of labels are named {sorted(unknown)}"
     return None
+
+
+def _has_form(name: str, value: Number | list[int] | list[float]) -> bool:
+    """Whether tables, and nothing else, are lists of counts: whoever adds up relies on it."""
+    if name not in LISTS:
+        return not isinstance(value, list)
+    lowest = 0 if name in CALIBRATION_KEYS else HIDDEN
+    return (
+        isinstance(value, list)
+        and len(value) == LISTS[name]
+        and all(isinstance(count, int) and count >= lowest for count in value)
+    )

@@ -4,6 +4,9 @@
 - Groups that add up to a known total (a histogram's bins, the decisions): a group below `min_count` is
   hidden. The sum of the hidden ones is the total less the shown ones, so as long as only one group is hidden,
   or the hidden ones hold fewer than `min_count` patients together, the next smallest is hidden too.
+- Labels of known quality by predicted quality (`Spread`) are not hidden but moved: bins are taken together
+  until `min_count` patients stand behind them. Rules rest on how few failures are predicted to be good, which
+  in the end a single patient decides: the best of them therefore count as perfect.
 - Floats are rounded to three significant digits.
 - It fails closed: anything that does not say how many patients stand behind it is an error.
 
@@ -17,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pydantic import BaseModel
 
 from fedqc.errors import ConfigError, ProtocolError
-from fedqc.statistics.site import Figure, Groups, Histogram, Tally
+from fedqc.statistics.site import Figure, Groups, Histogram, Spread, Tally
 
 HIDDEN = -1
 """Stands for a histogram's bin that may not be told."""
@@ -59,6 +62,9 @@ def _walk(key: str, value: object, min_count: int) -> Iterator[tuple[str, int | 
         shown = _shown(value, min_count)
         if any(shown):
             yield key, [count if show else HIDDEN for count, show in zip(value.counts, shown, strict=True)]
+    elif isinstance(value, Spread):
+        if any(masses := _moved(value, min_count)):
+            yield key, masses
     elif isinstance(value, Tally):
         for name, count, show in zip(value.names, value.counts, _shown(value, min_count), strict=True):
             if show:
@@ -72,6 +78,30 @@ def _walk(key: str, value: object, min_count: int) -> Iterator[tuple[str, int | 
             f"statistics hold {key!r} of type {type(value).__name__}; only a Figure, Histogram or Tally, "
             "which say how many patients are behind them, may leave a site"
         )
+
+
+def _moved(spread: Spread, min_count: int) -> list[int]:
+    """The masses of a spread, each in one of the bins that it was taken together with; zeros if too few.
+
+    Alone a patient may stand where `min_count` is 1, and nothing is moved. Else, from the cautious end on,
+    bins are taken together until there are patients enough, and their mass lies in the one nearest to that
+    end; what is too little in the end joins those before it.
+    """
+    if min_count == 1:
+        return list(spread.masses)
+    n_bins = len(spread.masses)
+    moved = [0] * n_bins
+    places = range(n_bins - 1, -1, -1) if spread.cautious == "up" else range(n_bins)
+    first, last, mass, owners = places[0], None, 0, set[str]()
+    for place in places:
+        mass += spread.masses[place]
+        owners |= spread.owners[place]
+        if len(owners) >= min_count:
+            moved[first], last = mass, first
+            first, mass, owners = place + places.step, 0, set()
+    if last is not None:
+        moved[last] += mass
+    return moved
 
 
 def _shown(groups: Groups, min_count: int) -> list[bool]:

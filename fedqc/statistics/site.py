@@ -5,13 +5,14 @@ may leave of it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, FiniteFloat, NonNegativeInt, StrictFloat, StrictInt, model_validator
 
 from fedqc.config import FrozenModel
+from fedqc.curation.calibration import BINS, bins_of, counted
 from fedqc.curation.rules import Outcome
 from fedqc.errors import DataError
 from fedqc.metrics.agreement import mae, pearson, rmse
@@ -82,6 +83,24 @@ class Tally(Groups):
         return self
 
 
+class Spread(FrozenModel):
+    """Labels by predicted quality, as in `fedqc.curation.calibration`, and whose they are in each bin."""
+
+    masses: tuple[NonNegativeInt, ...]
+    """Labels of each bin in thousandths of a patient, who comes to one in all."""
+    owners: tuple[frozenset[str], ...]
+    """The patients of each bin."""
+    cautious: Literal["up", "down"]
+    """Where labels may be counted in another bin: that which makes a decision rest on less."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.masses) != len(self.owners):
+            msg = f"{len(self.masses)} bins have {len(self.owners)} sets of patients; each needs its own"
+            raise ValueError(msg)
+        return self
+
+
 class Volume(FrozenModel):
     """Volume of one class in ml over the cases that have it."""
 
@@ -124,12 +143,18 @@ class CalibrationSummary(FrozenModel):
     rmse: Figure | None
     auroc: Figure | None
     """Of finding failures."""
+    failures: Spread
+    """Labels whose true DSC is below the bound, by predicted quality."""
+    others: Spread
+    """All others."""
 
 
 class CurationSummary(FrozenModel):
     """What curation did to a site's candidates (phase score)."""
 
     candidates: Figure
+    curated: Figure
+    """1 where the rule was applied; 0 where the model failed its self-test, so that all are kept."""
     decisions: Tally | None
     """Keep, review, drop, as far as there are any."""
     quality: Histogram | None
@@ -300,6 +325,10 @@ def summarise_calibration(
         mae=_figure(mae(quality, truth), everyone),
         rmse=_figure(rmse(quality, truth), everyone),
         auroc=_figure(auroc(-quality, failure), smaller_class),
+        # A failure that is counted as better, and a good label that is counted as worse, can only make
+        # decisions more careful.
+        failures=_spread(quality[failure], owner[failure], "up"),
+        others=_spread(quality[~failure], owner[~failure], "down"),
     )
 
 
@@ -308,6 +337,8 @@ def summarise_curation(
     regions: Mapping[str, ArrayLike],
     outcomes: Sequence[Outcome],
     patients: Sequence[str],
+    *,
+    curated: bool = True,
 ) -> CurationSummary:
     """Summarise the scores of a site's candidates and what became of them.
 
@@ -316,6 +347,7 @@ def summarise_curation(
         regions: by region, `[n]` predicted DSC.
         outcomes: the decision about each candidate.
         patients: the patient of each candidate.
+        curated: whether the rule was applied.
 
     Raises:
         DataError: the lengths differ or a quality is outside [0, 1].
@@ -327,6 +359,7 @@ def summarise_curation(
     everyone = _distinct(owner)
     return CurationSummary(
         candidates=Figure(value=len(owner), patients=everyone),
+        curated=Figure(value=int(curated), patients=everyone),
         decisions=_decisions(outcomes, owner),
         quality=quality_histogram(scores, patients) if len(owner) else None,
         **_mean_and_sd("quality", scores, owner),
@@ -335,6 +368,15 @@ def summarise_curation(
             for name, values in per_region.items()
             if len(values)
         },
+    )
+
+
+def _spread(quality: NDArray[np.float64], owner: NDArray[np.str_], cautious: Literal["up", "down"]) -> Spread:
+    place = bins_of(quality)
+    return Spread(
+        masses=tuple(counted(quality, owner).tolist()),
+        owners=tuple(frozenset(owner[place == index].tolist()) for index in range(BINS)),
+        cautious=cautious,
     )
 
 

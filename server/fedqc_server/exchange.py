@@ -16,14 +16,12 @@ from fedqc.protocol import (
     ModelRequest,
     Reply,
     Request,
-    Statistics,
     StatisticsReply,
     TrainReply,
     reply_from_records,
     request_to_records,
 )
 from fedqc.statistics.allowed import not_allowed
-from fedqc.statistics.site import N_BINS
 from fedqc.task import Task
 from fedqc_server.limits import Limit, ReplyTooLargeError, discard, limiting
 from fedqc_server.roster import Clock
@@ -128,14 +126,4 @@ class Exchange:
             return str(reply.code)
         if not_allowed(reply, message_type, self.task):
             return "bad-reply"
-        if isinstance(reply, StatisticsReply) and not _has_form(reply.values):
-            return "bad-reply"
         return reply if isinstance(reply, kind) else "bad-reply"
-
-
-def _has_form(statistics: Statistics) -> bool:
-    """Whether the histogram of qualities, and nothing else, is a list: whoever adds up relies on it."""
-    return all(
-        isinstance(value, list) and len(value) == N_BINS if key == "quality" else not isinstance(value, list)
-        for key, value in statistics.items()
-    )

@@ -19,12 +19,14 @@ from torch import nn
 
 import fedqc
 from fedqc.config import FederationConfig, QCConfig
+from fedqc.curation.calibration import BINS, Calibration
+from fedqc.curation.rules import needs_calibration
 from fedqc.degradation.samples import stored_shares
 from fedqc.errors import ConfigError, FedQCError, ModelError, QuorumError
 from fedqc.label_sources.making import SEGMENTER_SOURCES, segmenter_source
 from fedqc.label_sources.segmenters import SegmenterSource
-from fedqc.methods.base import Method, check_start, get_method
 from fedqc.methods.base import Stage as MethodStage
+from fedqc.methods.base import check_start, method_for_curation
 from fedqc.model import ModelCard, load_model, save_model
 from fedqc.protocol import (
     PROTOCOL_VERSION,
@@ -48,7 +50,7 @@ from fedqc.reports.words import reason_in_words
 from fedqc.seeding import derive_seed
 from fedqc.segmentation import Segmentation
 from fedqc.statistics.update_privacy import DELTA, epsilon
-from fedqc.task import Task, load_task
+from fedqc.task import load_task
 from fedqc_server.averaging import check_update, packed
 from fedqc_server.checkpoint import TrainingState, load_checkpoint
 from fedqc_server.cross_check import FEWEST_SITES, halves, suspect, usual_quality
@@ -87,7 +89,7 @@ def run_federation(
         raise ConfigError(f"no phase is called {', '.join(unknown)}; phases are {', '.join(PHASES)}")
     task = load_task(config.task)
     exchange = Exchange(grid, clock or Clock(), task)
-    method, segmentation = _method(config, task), Segmentation(task, config.segmentation)
+    method, segmentation = method_for_curation(config, task), Segmentation(task, config.segmentation)
     run = Run(exchange, config, task, method, segmentation, folder, seed)
     _initial_qc(run)  # a model that cannot be used is refused before anything is written
     folder.start(
@@ -226,6 +228,13 @@ def calibrate(run: Run) -> None:
         **run.common(), qc=_qc_for_sites(run), weights=weights, curation=run.config.curation
     )
     _ask_statistics(run, request, "calibrate", set(run.roster.joined) - run.suspected)
+    told = run.folder.statistics["sites"]
+    answers = [told[site].get("calibrate", {}) for site in sorted(told) if site not in run.suspected]
+    counts = {
+        name: [sum(column) for column in zip(*(one[name] for one in answers if name in one), strict=True)]
+        for name in ("failures", "others")
+    }
+    run.folder.learned("calibration", {name: found or [0] * BINS for name, found in counts.items()})
 
 
 def score(run: Run) -> None:
@@ -236,9 +245,18 @@ def score(run: Run) -> None:
         qc=_qc_for_sites(run),
         weights=weights,
         curation=run.config.curation,
+        calibration=_pooled_calibration(run),
         provenance=_provenance(state),
     )
     _ask_statistics(run, request, "score", run.roster.joined)
+
+
+def _pooled_calibration(run: Run) -> Calibration | None:
+    """What all sites counted of labels of known quality; None where no rule asks, or none could tell."""
+    counts = run.folder.statistics.get("calibration", {})
+    if not (needs_calibration(run.config.curation) and any(map(any, counts.values()))):
+        return None
+    return Calibration.model_validate(counts)
 
 
 def train_segmentation(run: Run) -> None:
@@ -379,16 +397,6 @@ def _misfit(reply: HandshakeReply, node: Node, run: Run) -> str | None:
 
 
 # ----------------------------------------------------------------------------------------------- models
-
-
-def _method(config: FederationConfig, task: Task) -> Method:
-    kind = get_method(config.qc.method)
-    if kind.judges != "label":
-        raise ConfigError(
-            f"qc.method {config.qc.method!r} judges its own prediction and never looks at the annotation; "
-            "curation needs a method that judges the label"
-        )
-    return kind(task, config.qc)
 
 
 def _train_stages(

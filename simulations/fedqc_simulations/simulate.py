@@ -21,7 +21,7 @@ from fedqc.config import ComputeConfig, FederationConfig, FrozenModel, parse
 from fedqc.degradation.base import Untouched
 from fedqc.errors import ConfigError, DataError
 from fedqc.files import write_json
-from fedqc.methods.base import get_method
+from fedqc.methods.base import method_for_curation
 from fedqc.model import load_model
 from fedqc.segmentation import Segmentation
 from fedqc.task import Task, load_task
@@ -179,7 +179,7 @@ def _check(settings: Settings, out: Path) -> None:
         raise ConfigError(
             f"sites.minimum is {minimum}, but there are {n_sites} sites; lower it or use --sites {minimum}"
         )
-    get_method(config.qc.method)(task, config.qc)
+    method_for_curation(config, task)
     Segmentation(task, config.segmentation)
     if config.qc.initial is not None:
         load_model(config.qc.initial, task)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from fedqc.config import CurationConfig
 from fedqc.curation.manifest import (
     Entry,
     InputFile,
@@ -47,7 +48,7 @@ def manifest(*entries: Entry, **changes: Any) -> Manifest:
         "task": "msd-hippocampus",
         "created": "2026-03-01T12:30:00+00:00",
         "model": UsedModel(method="qcresunet", sha256="c" * 64),
-        "rule": UsedRule(name="threshold", threshold=0.75, review=0.1),
+        "rule": UsedRule(config=CurationConfig(review=0.1)),
         "entries": entries,
         "left_out": (
             LeftOut(case="d", code="missing-label", file="labels/d.nii.gz", found="nothing", fix="add"),
@@ -80,7 +81,8 @@ def test_json_has_the_documented_keys(tmp_path: Path, example: Manifest) -> None
     values = json.loads((tmp_path / "manifest.json").read_text())
     assert values["version"] == 1
     assert values["model"] == {"method": "qcresunet", "sha256": "c" * 64}
-    assert values["rule"] == {"name": "threshold", "threshold": 0.75, "review": 0.1}
+    assert (values["rule"]["config"]["rule"], values["rule"]["config"]["review"]) == ("threshold", 0.1)
+    assert (values["rule"]["calibration"], values["rule"]["suspended"]) == (None, None)
     assert values["entries"][1] == {
         "id": "a",
         "patient": "patient-a",
@@ -88,6 +90,7 @@ def test_json_has_the_documented_keys(tmp_path: Path, example: Manifest) -> None
         "regions": {"posterior": 0.1, "anterior": 0.05},
         "decision": "drop",
         "reason": "predicted DSC 0.1, as a sentence",
+        "weight": 1.0,
         "files": {
             "T1": {"path": "images/a.nii.gz", "sha256": "a" * 64},
             "label": {"path": "labels/a.nii.gz", "sha256": "b" * 64},
@@ -97,7 +100,7 @@ def test_json_has_the_documented_keys(tmp_path: Path, example: Manifest) -> None
 
 
 def test_kept_leaves_review_out(example: Manifest) -> None:
-    assert kept(example) == ("c", "e")
+    assert [entry.id for entry in kept(example)] == ["c", "e"]
 
 
 def test_writing_again_keeps_permissions_and_leaves_nothing_aside(tmp_path: Path, example: Manifest) -> None:

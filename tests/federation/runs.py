@@ -122,6 +122,7 @@ def write_federation(
     averaging: str = 'strategy = "fedavg"',
     local_steps: int = 2,
     qc: str = "",
+    curation: str = "",
 ) -> Path:
     """A federation.toml; `qc` is further text of its table of that name, and of those inside."""
     path = folder / "federation.toml"
@@ -133,6 +134,7 @@ def write_federation(
         f"[segmentation]\nrounds = {segmentation_rounds}\nlocal_steps = 1\nbatch_size = 2\n"
         f'channels = [4, 8]\nreferences = {str(references).lower()}\ndeadline = "{deadline}"\n'
         f"[privacy]\nmin_count = {min_count}\n[averaging]\n{averaging}\n"
+        f"[curation]\n{curation}\n"
     )
     return path
 

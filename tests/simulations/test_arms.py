@@ -13,7 +13,14 @@ from fedqc_simulations.arms import (
     read_arm_scores,
 )
 
-from fedqc.config import ComputeConfig, FederationConfig, SitesConfig, load_federation, load_site
+from fedqc.config import (
+    ComputeConfig,
+    CurationConfig,
+    FederationConfig,
+    SitesConfig,
+    load_federation,
+    load_site,
+)
 from fedqc.curation.manifest import (
     Entry,
     InputFile,
@@ -131,7 +138,7 @@ def out(tmp_path: Path) -> Path:
             task="blobs",
             created="2026-01-01T00:00:00+00:00",
             model=UsedModel(method="qcresunet", sha256="0" * 64),
-            rule=UsedRule(name="threshold", threshold=0.75, review=0.0),
+            rule=UsedRule(config=CurationConfig()),
             entries=tuple(entries),
         )
         write_manifest(tmp_path / "sites" / site / "manifest.json", manifest)

@@ -19,7 +19,7 @@ from torch import nn
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
-from fedqc.config import ComputeConfig, QCConfig
+from fedqc.config import ComputeConfig, CurationConfig, QCConfig
 from fedqc.curation.manifest import Entry, InputFile, Manifest, UsedModel, UsedRule, write_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
@@ -166,7 +166,7 @@ def manifest(site: str, entries: Sequence[Entry]) -> Manifest:
         task="blobs",
         created="2025-01-02T03:04:05+00:00",
         model=UsedModel(method="blind", sha256="0" * 64),
-        rule=UsedRule(name="threshold", threshold=0.75, review=0.1),
+        rule=UsedRule(config=CurationConfig(review=0.1)),
         entries=tuple(entries),
     )
 

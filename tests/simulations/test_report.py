@@ -26,6 +26,7 @@ from fedqc_simulations.slices import draw_slice
 
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import write_volume
+from fedqc.config import CurationConfig
 from fedqc.curation.manifest import Entry, InputFile, Manifest, UsedModel, UsedRule, write_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.reports import figures
@@ -194,7 +195,7 @@ def simulation(tmp_path: Path, task: Task) -> Path:
             task="blobs",
             created="2026-03-01T10:00:00",
             model=UsedModel(method="qcresunet", sha256="0" * 64),
-            rule=UsedRule(name="threshold", threshold=0.75, review=0.05),
+            rule=UsedRule(config=CurationConfig(review=0.05)),
             entries=tuple(entry(case, predicted, decision) for case, _, _, predicted, decision in CANDIDATES),
         )
         write_manifest(folder / "manifest.json", manifest)

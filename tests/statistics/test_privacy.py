@@ -11,6 +11,7 @@ from fedqc.statistics.site import (
     Figure,
     Groups,
     Histogram,
+    Spread,
     Tally,
     summarise_calibration,
     summarise_curation,
@@ -258,10 +259,23 @@ def test_what_leaves_of_each_phase() -> None:
         "volume_ml.tumour.sd": 0.0,
     }
     calibration = summarise_calibration(quality, [value + 0.05 for value in quality], patients, 0.75)
-    assert release(calibration, 3) == {"samples": 12, "r": 1.0, "mae": 0.05, "rmse": 0.05, "auroc": 1.0}
+    counts: dict[str, Any] = {name: release(calibration, 3)[name] for name in ("failures", "others")}
+    assert release(calibration, 3) == counts | {
+        "samples": 12,
+        "r": 1.0,
+        "mae": 0.05,
+        "rmse": 0.05,
+        "auroc": 1.0,
+    }
+    # nobody may know that the best failure is none of the good
+    assert {name: (sum(told), told.index(sum(told))) for name, told in counts.items()} == {
+        "failures": (4000, 99),
+        "others": (8000, 0),
+    }
     curation = summarise_curation(quality, {"tumour": quality}, [DROP] * 4 + [KEEP] * 8, patients)
     assert release(curation, 3) == {
         "candidates": 12,
+        "curated": 1,
         "decisions.keep": 8,
         "decisions.drop": 4,
         "quality": [-1, 4, -1, -1, -1, -1, -1, -1, 8, -1],
@@ -288,3 +302,67 @@ def test_no_difference_of_totals_tells_of_too_few(
         assert n_candidates == 0 or n_candidates >= min_count
     groups = [size for size in (n_references, n_candidates) if size]
     assert ("cases" in data) == (groups != [] and min(groups) >= min_count)
+
+
+# ------------------------------------------------------------------------------- labels of known quality
+
+
+def spread(labels: list[tuple[int, int]], cautious: Any, n_bins: int = 8) -> Spread:
+    """Labels as (bin, patient), each patient coming to 1000 in all."""
+    share = {patient: 1000 / sum(one == patient for _, one in labels) for _, patient in labels}
+    return Spread(
+        masses=tuple(
+            round(sum(share[p] for place, p in labels if place == index)) for index in range(n_bins)
+        ),
+        owners=tuple(frozenset(str(p) for place, p in labels if place == index) for index in range(n_bins)),
+        cautious=cautious,
+    )
+
+
+known = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 12)), min_size=1, max_size=50)
+
+
+def test_labels_are_taken_together_until_there_are_patients_enough() -> None:
+    one_each = [(0, 0), (1, 1), (1, 2), (2, 3), (5, 4), (6, 5)]
+    # from the cautious end: 7, 6, 5 hold patients 4 and 5; 4 to 1 hold 1, 2 and 3; 0 joins them
+    assert release({"x": spread(one_each, "up")}, 2) == {"x": [0, 0, 0, 0, 4000, 0, 0, 2000]}
+    assert release({"x": spread(one_each, "down")}, 2) == {"x": [3000, 0, 3000, 0, 0, 0, 0, 0]}
+    assert release({"x": spread(one_each, "up")}, 7) == {}
+    assert release({"x": spread([], "up")}, 1) == {}
+
+
+@steady
+@given(known, st.integers(1, 6), st.sampled_from(["up", "down"]))
+def test_labels_only_move_to_the_cautious_end(
+    labels: list[tuple[int, int]], min_count: int, cautious: Any
+) -> None:
+    whole = spread(labels, cautious)
+    told = release({"x": whole}, min_count)
+    if len({patient for _, patient in labels}) < min_count:
+        assert told == {}
+        return
+    masses: Any = told["x"]
+    assert sum(masses) == sum(whole.masses)
+    before, after = (list(one) if cautious == "up" else list(one)[::-1] for one in (whole.masses, masses))
+    for place in range(8):  # so many are at least as good as told, at most
+        assert sum(after[place:]) >= sum(before[place:])
+
+
+@steady
+@given(known, st.integers(2, 6), st.sampled_from(["up", "down"]))
+def test_no_count_of_labels_rests_on_fewer_patients(
+    labels: list[tuple[int, int]], min_count: int, cautious: Any
+) -> None:
+    """Every number is told of at least `min_count` patients, and they reach to where the next one begins."""
+    whole = spread(labels, cautious)
+    told: Any = release({"x": whole}, min_count).get("x")
+    if told is None:
+        return
+    places = [index for index in range(8) if told[index]]
+    if cautious == "up":
+        groups = zip([-1, *places[:-1]], places, strict=True)
+        owners = [set().union(*whole.owners[low + 1 : high + 1]) for low, high in groups]
+    else:
+        groups = zip(places, [*places[1:], 8], strict=True)
+        owners = [set().union(*whole.owners[low:high]) for low, high in groups]
+    assert all(len(behind) >= min_count for behind in owners)

@@ -1,0 +1,162 @@
+"""Rules in whole runs: what they rest on is counted at the sites, and nothing is dropped without ground."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fedqc_client import tasks
+from fedqc_simulations.engine import LocalGrid
+
+from fedqc.config import SiteConfig, load_site
+from fedqc.curation.calibration import BINS, PATIENT
+from fedqc.curation.manifest import Manifest, read_manifest
+from fedqc.curation.rules import Outcome
+from fedqc.errors import ConfigError
+from fedqc.protocol import ScoreRequest
+from fedqc.segmentation import Segmentation
+from tests.federation.runs import Sites, run, statistics
+
+pytestmark = pytest.mark.usefixtures("tiny_method", "no_report")
+UNTIL_SCORED = ("summarise", "train.qc", "calibrate", "score")
+TARGET, CONFORMAL = 'rule = "target"\nlevel = 0.9', 'rule = "conformal"\nalpha = 0.5'
+
+
+@pytest.fixture
+def sites(make_site: Callable[..., Path]) -> Sites:
+    return {name: make_site(name) for name in ("a", "b")}
+
+
+def decisions(site: Path) -> dict[str, Outcome]:
+    return {entry.id: entry.decision for entry in manifest_of(site).entries}
+
+
+def manifest_of(site: Path) -> Manifest:
+    return read_manifest(load_site(site).results / "manifest.json")
+
+
+@pytest.mark.parametrize("curation", [TARGET, CONFORMAL])
+def test_a_rule_rests_on_what_all_sites_counted(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, curation: str
+) -> None:
+    run(LocalGrid(sites), make_federation(sites, curation=curation), tmp_path / "run", only=UNTIL_SCORED)
+    told = statistics(tmp_path / "run")
+    for table in ("failures", "others"):
+        of_sites = [told["sites"][site]["calibrate"][table] for site in sites]
+        assert all(
+            len(counts) == BINS and sum(counts) == pytest.approx(PATIENT, abs=10) for counts in of_sites
+        )
+        assert told["calibration"][table] == [sum(column) for column in zip(*of_sites, strict=True)]
+    for site in sites.values():
+        rule = manifest_of(site).rule
+        assert rule.calibration is not None
+        assert list(rule.calibration.failures) == told["calibration"]["failures"]
+        found = decisions(site)
+        assert found.pop("bad-7") is Outcome.DROP
+        assert set(found.values()) == {Outcome.KEEP}
+        assert told["sites"]["a"]["score"]["curated"] == 1
+
+
+def test_each_site_may_rest_on_its_own_labels(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    federation = make_federation(sites, curation=f"{TARGET}\npooled = false")
+    run(LocalGrid(sites), federation, tmp_path / "run", only=UNTIL_SCORED)
+    rules = [manifest_of(site).rule.calibration for site in sites.values()]
+    # one patient of each is held back
+    assert all(rule is not None and rule.n_failing == pytest.approx(1, abs=0.01) for rule in rules)
+    assert rules[0] != rules[1]
+
+
+def test_what_too_few_patients_stand_behind_is_not_told_and_the_own_labels_decide(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    federation = make_federation(sites, curation=TARGET, min_count=2)
+    run(LocalGrid(sites), federation, tmp_path / "run", only=UNTIL_SCORED)
+    told = statistics(tmp_path / "run")
+    assert "failures" not in told["sites"]["a"]["calibrate"]
+    assert not any(told["calibration"]["failures"])
+    assert manifest_of(sites["a"]).rule.calibration is not None
+    assert decisions(sites["a"])["bad-7"] is Outcome.DROP
+
+
+def test_without_ground_nothing_is_dropped(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    federation = make_federation(sites, curation='rule = "conformal"\nalpha = 0.01')
+    run(LocalGrid(sites), federation, tmp_path / "run", only=UNTIL_SCORED)
+    manifest = manifest_of(sites["a"])
+    assert set(decisions(sites["a"]).values()) == {Outcome.KEEP}
+    assert "at alpha 0.01 it takes 99" in str(manifest.rule.suspended)
+    assert manifest.entries[0].reason == f"not curated: {manifest.rule.suspended}"
+    assert statistics(tmp_path / "run")["sites"]["a"]["score"]["curated"] == 0
+
+
+def test_a_site_where_the_model_fails_its_self_test_keeps_all(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At site b the model sees the opposite of what is there."""
+
+    def inverted(site: SiteConfig, request: Any) -> Any:
+        outcome = calibrate(site, request)
+        if site.name == "b":
+            path = site.results / tasks.SELF_TEST
+            values = json.loads(path.read_text())
+            for label in values["labels"]:
+                label["predicted"] = 1 - label["predicted"]
+            path.write_text(json.dumps(values))
+        return outcome
+
+    calibrate = tasks.calibrate
+    monkeypatch.setattr(tasks, "calibrate", inverted)
+    run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=UNTIL_SCORED)
+    assert decisions(sites["a"])["bad-7"] is Outcome.DROP
+    assert set(decisions(sites["b"]).values()) == {Outcome.KEEP}
+    assert "labels of known quality it errs by" in str(manifest_of(sites["b"]).rule.suspended)
+    told = statistics(tmp_path / "run")["sites"]
+    assert (told["a"]["score"]["curated"], told["b"]["score"]["curated"]) == (1, 0)
+
+
+def test_the_test_of_another_model_says_nothing(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(site: SiteConfig, request: ScoreRequest) -> Any:
+        path = site.results / tasks.SELF_TEST
+        path.write_text(path.read_text().replace(json.loads(path.read_text())["weights"], "0" * 64))
+        return score(site, request)
+
+    score = tasks.score
+    monkeypatch.setattr(tasks, "score", forgetful)
+    federation = make_federation(sites, curation=f"{TARGET}\npooled = false")
+    run(LocalGrid(sites), federation, tmp_path / "run", only=UNTIL_SCORED)
+    assert "there are no labels of known quality" in str(manifest_of(sites["a"]).rule.suspended)
+
+
+def test_stars_need_a_method_that_gives_some(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"stars, which qc\.method 'tiny' does not give"):
+        run(LocalGrid(sites), make_federation(sites, curation='rule = "stars"'), tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_weights_decide_how_often_a_case_is_drawn(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, list[float]]] = []
+    train_round = Segmentation.train_round
+
+    def noted(self: Segmentation, network: Any, cases: Any, *args: Any, weights: Any, **options: Any) -> Any:
+        seen.append((len(cases), weights))
+        return train_round(self, network, cases, *args, weights=weights, **options)
+
+    monkeypatch.setattr(Segmentation, "train_round", noted)
+    run(
+        LocalGrid(sites),
+        make_federation(sites, curation='rule = "weights"\nthreshold = 0.5'),
+        tmp_path / "run",
+    )
+    kept = [entry for entry in manifest_of(sites["a"]).entries if entry.decision is Outcome.KEEP]
+    assert [entry.weight for entry in kept] == pytest.approx([2 * entry.quality - 1 for entry in kept])
+    assert seen[0] == (3, [entry.weight for entry in kept])
