@@ -31,6 +31,7 @@ from fedqc.curation.manifest import (
     LeftOut,
     Manifest,
     UsedModel,
+    carried_over,
     kept,
     read_manifest,
     write_manifest,
@@ -55,6 +56,7 @@ from fedqc.methods.base import (
     Method,
     RoundPlan,
     RoundResult,
+    Score,
     Stage,
     get_method,
     part_of,
@@ -270,16 +272,16 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     maps = site.results / ".error_maps.new"
     shutil.rmtree(maps, ignore_errors=True)
     maps.mkdir(parents=True)
-    scores: list[tuple[float, dict[str, float]]] = []
+    scores: list[Score] = []
     judged = judge(method, network, CachedCases(data.cache, data.candidates), compute)
     watch = Activity.at(site, request)
     for case, result in judged:
-        scores.append((result.quality, result.regions))
         write_error_maps(maps, result, case)
+        scores.append(replace(result, error_map=None, class_error_maps={}))  # which are large
         watch.progress(len(scores), len(data.candidates))
     shutil.rmtree(site.results / "error_maps", ignore_errors=True)
     maps.replace(site.results / "error_maps")
-    qualities = {files.id: quality for files, (quality, _) in zip(data.candidates, scores, strict=True)}
+    qualities = {judgement.case_id: judgement.quality for judgement in scores}
     test = read_self_test(site.results / SELF_TEST, _digest(request.weights))
     rule, decisions = decide(qualities, request.curation, test, request.calibration)
     if rule.suspended:
@@ -288,21 +290,24 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
         Entry(
             id=files.id,
             patient=files.patient,
-            quality=quality,
-            regions=regions,
+            quality=judgement.quality,
+            regions=judgement.regions,
+            interval=judgement.interval,
+            stars=judgement.stars,
             decision=decisions[files.id].outcome,
             reason=decisions[files.id].reason,
             weight=decisions[files.id].weight,
             files=_input_files(site, task, data.cache, files),
         )
-        for files, (quality, regions) in zip(data.candidates, scores, strict=True)
+        for files, judgement in zip(data.candidates, scores, strict=True)
     )
+    entries = carried_over(_earlier_manifest(site, watch), entries)
     manifest = Manifest(
         site=site.name,
         federation=request.federation,
         task=task.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=UsedModel(method=method.name, sha256=model_sha256),
+        model=UsedModel(method=method.name, sha256=model_sha256, fedqc=fedqc.__version__),
         rule=rule,
         entries=entries,
         left_out=_left_out(data),
@@ -316,10 +321,24 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
             for name in task.regions
             if all(name in entry.regions for entry in entries)
         },
-        outcomes=[entry.decision for entry in entries],
+        outcomes=[entry.outcome for entry in entries],
         patients=[entry.patient for entry in entries],
         curated=rule.suspended is None,
     )
+
+
+def _earlier_manifest(site: SiteConfig, watch: Activity) -> Manifest | None:
+    """That of the run before this one, for what people decided; one that cannot be read is put aside."""
+    path = site.results / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        earlier = read_manifest(path)
+    except DataError as error:
+        aside = path.replace(path.with_name("manifest-unreadable.json"))
+        watch.note(f"{error}; what people decided is not carried over from it, it is kept as {aside.name}")
+        return None
+    return earlier if (earlier.site, earlier.task) == (site.name, load_task(site.task).name) else None
 
 
 def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> Trained | ErrorReply:

@@ -9,21 +9,32 @@ import io
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fedqc.config import CurationConfig, FrozenModel, Share, parse
 from fedqc.curation.calibration import Calibration
 from fedqc.curation.rules import Outcome
-from fedqc.errors import ConfigError, DataError
+from fedqc.errors import ConfigError, DataError, did_you_mean
 from fedqc.files import replacing
+from fedqc.ratings import FEWEST_STARS, MOST_STARS
 from fedqc.task import Task
 
 VERSION: Literal[1] = 1
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _is_a_time(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Timestamp = Annotated[str, AfterValidator(_is_a_time)]
+"""ISO 8601 date and time."""
 
 
 class InputFile(FrozenModel):
@@ -43,6 +54,15 @@ class InputFile(FrozenModel):
         return path
 
 
+class Overruled(FrozenModel):
+    """What a person decided against, or in place of, the rule."""
+
+    decision: Literal[Outcome.KEEP, Outcome.DROP]
+    by: str = Field(min_length=1, max_length=200)
+    when: Timestamp
+    reason: str = Field(default="", max_length=2000)
+
+
 class Entry(FrozenModel):
     """One candidate: its score and what became of it."""
 
@@ -51,12 +71,24 @@ class Entry(FrozenModel):
     quality: Share
     regions: dict[str, Share]
     """Predicted DSC of each region; empty where the method gives none."""
+    interval: tuple[Share, Share] | None = None
+    """Between which the true DSC is expected, where the method tells."""
+    stars: float | None = Field(default=None, ge=FEWEST_STARS, le=MOST_STARS)
+    """Where the method rates."""
     decision: Outcome
+    """Of the rule."""
     reason: str = Field(min_length=1)
     weight: float = Field(default=1.0, gt=0, le=1)
     """How often it is drawn in training beside a case of weight 1, if it is kept."""
     files: dict[str, InputFile] = Field(min_length=1)
     """By role: a modality's name, or `label`."""
+    overruled: Overruled | None = None
+    """By a person, whose decision holds as long as the files are the same."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """What holds in the end."""
+        return self.overruled.decision if self.overruled else self.decision
 
 
 class LeftOut(FrozenModel):
@@ -75,6 +107,8 @@ class UsedModel(FrozenModel):
     method: str
     sha256: Sha256
     """Of the stored weights."""
+    fedqc: str
+    """The version that applied it."""
 
 
 class UsedRule(FrozenModel):
@@ -95,18 +129,11 @@ class Manifest(FrozenModel):
     site: str
     federation: str
     task: str
-    created: str
-    """ISO 8601 date and time."""
+    created: Timestamp
     model: UsedModel
     rule: UsedRule
     entries: tuple[Entry, ...]
     left_out: tuple[LeftOut, ...] = ()
-
-    @field_validator("created")
-    @classmethod
-    def _is_a_time(cls, created: str) -> str:
-        datetime.fromisoformat(created)
-        return created
 
     @model_validator(mode="after")
     def _no_case_twice(self) -> Self:
@@ -120,7 +147,36 @@ class Manifest(FrozenModel):
 
 def kept(manifest: Manifest) -> tuple[Entry, ...]:
     """The candidates that take part in training, in the manifest's order."""
-    return tuple(entry for entry in manifest.entries if entry.decision is Outcome.KEEP)
+    return tuple(entry for entry in manifest.entries if entry.outcome is Outcome.KEEP)
+
+
+def with_overruled(manifest: Manifest, case: str, overruled: Overruled | None) -> Manifest:
+    """The manifest after a person decided about a case, or took a decision back.
+
+    Raises:
+        DataError: it has no such case.
+    """
+    if all(entry.id != case for entry in manifest.entries):
+        hint = did_you_mean(case, [entry.id for entry in manifest.entries])
+        raise DataError(
+            f"case {case!r} is not among the {len(manifest.entries)} candidates; {hint}check its id"
+        )
+    entries = (
+        entry.model_copy(update={"overruled": overruled}) if entry.id == case else entry
+        for entry in manifest.entries
+    )
+    return manifest.model_copy(update={"entries": tuple(entries)})
+
+
+def carried_over(earlier: Manifest | None, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    """New entries with what people decided before, as far as it was about the very same files."""
+    decided = {entry.id: entry for entry in earlier.entries if entry.overruled} if earlier else {}
+    return tuple(
+        entry.model_copy(update={"overruled": decided[entry.id].overruled})
+        if entry.id in decided and decided[entry.id].files == entry.files
+        else entry
+        for entry in entries
+    )
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -159,7 +215,8 @@ def read_manifest(path: Path) -> Manifest:
 def write_scores(path: Path, manifest: Manifest, task: Task) -> None:
     """Write the manifest's entries as a table: id, patient, quality, one column a region, decision, reason.
 
-    A region that the method gave no number for is an empty cell.
+    The decision is what holds in the end, with who overruled the rule as the reason. A region that the method
+    gave no number for is an empty cell.
 
     Raises:
         DataError: the manifest is of another task.
@@ -173,8 +230,11 @@ def write_scores(path: Path, manifest: Manifest, task: Task) -> None:
     writer.writerow(["id", "patient", "quality", *task.regions, "decision", "reason"])
     for entry in manifest.entries:
         regions = [f"{entry.regions[name]:.6f}" if name in entry.regions else "" for name in task.regions]
+        reason = entry.reason
+        if entry.overruled:
+            reason = f"{entry.overruled.by}: {entry.overruled.reason or 'no reason given'}"
         writer.writerow(
-            [entry.id, entry.patient, f"{entry.quality:.6f}", *regions, entry.decision.value, entry.reason]
+            [entry.id, entry.patient, f"{entry.quality:.6f}", *regions, entry.outcome.value, reason]
         )
     _write(path, table.getvalue())
 

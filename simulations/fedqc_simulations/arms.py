@@ -123,7 +123,7 @@ def count_kept(out: Path, arm: Arm, names: Sequence[str]) -> int:
     """Candidates that took part in an arm's training."""
     files = (_manifest_file(arm_folder(out, arm), name) for name in names)
     manifests = [read_manifest(file) for file in files if file.is_file()]
-    return sum(entry.decision is Outcome.KEEP for manifest in manifests for entry in manifest.entries)
+    return sum(entry.outcome is Outcome.KEEP for manifest in manifests for entry in manifest.entries)
 
 
 def arm_figures(
@@ -186,7 +186,7 @@ def _chosen(curated: Manifest, arm: Arm, is_spoiled: Sequence[bool], rng: np.ran
     elif arm == "oracle":
         dropped = {index for index, bad in enumerate(is_spoiled) if bad}
     else:
-        n_dropped = sum(entry.decision is not Outcome.KEEP for entry in curated.entries)
+        n_dropped = sum(entry.outcome is not Outcome.KEEP for entry in curated.entries)
         dropped = set(rng.permutation(n_entries)[:n_dropped].tolist())
     entries = tuple(
         entry.model_copy(
@@ -194,6 +194,7 @@ def _chosen(curated: Manifest, arm: Arm, is_spoiled: Sequence[bool], rng: np.ran
                 "decision": Outcome.DROP if index in dropped else Outcome.KEEP,
                 "reason": f"arm {arm!r} of a simulation",
                 "weight": 1.0,
+                "overruled": None,
             }
         )
         for index, entry in enumerate(curated.entries)

@@ -108,7 +108,7 @@ def read_curated(out: Path, sites: Sequence[str]) -> list[Curated]:
         path = out / "sites" / site / "manifest.json"
         for entry in read_manifest(path).entries if path.is_file() else ():
             candidate = truth[site, entry.id]
-            dropped = entry.decision is not Outcome.KEEP
+            dropped = entry.outcome is not Outcome.KEEP
             curated.append(Curated(site, candidate.kind, candidate.dsc, entry.quality, dropped))
     return curated
 

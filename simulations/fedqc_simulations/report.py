@@ -91,7 +91,7 @@ class Scored:
 
     def is_mistake(self, tau: float) -> bool:
         """A failure that was kept, or a good label that was not."""
-        kept = self.entry.decision is Outcome.KEEP
+        kept = self.entry.outcome is Outcome.KEEP
         return kept if self.truth.dsc < tau else not kept
 
 
@@ -446,7 +446,7 @@ def _agreement_table(qc: Mapping[str, Any]) -> Table:
 def _candidates_figure(scored: Sequence[Scored], tau: float, *, by_site: bool) -> Figure:
     groups = []
     for outcome, (label, color, marker) in _DECISIONS.items():
-        of_outcome = [one for one in scored if one.entry.decision is outcome]
+        of_outcome = [one for one in scored if one.entry.outcome is outcome]
         if of_outcome:
             true = [one.truth.dsc for one in of_outcome]
             predicted = [one.entry.quality for one in of_outcome]
@@ -544,7 +544,7 @@ def worst_cases_section(out: Path, scored: Sequence[Scored], tau: float) -> Sect
         case, folder = files[one.site][one.entry.id], out / "sites" / one.site
         drawn = draw_slice(case, task, folder / "error_maps" / f"{one.entry.id}.nii.gz")
         where = f"{one.site}, " if with_site else ""
-        decision = _DECISIONS[one.entry.decision][0]
+        decision = _DECISIONS[one.entry.outcome][0]
         return Picture(
             drawn.png,
             f"{where}{one.entry.id}: {kind_in_words(one.truth.kind)}.",

@@ -13,10 +13,13 @@ from fedqc.curation.manifest import (
     InputFile,
     LeftOut,
     Manifest,
+    Overruled,
     UsedModel,
     UsedRule,
+    carried_over,
     kept,
     read_manifest,
+    with_overruled,
     write_manifest,
     write_scores,
 )
@@ -47,7 +50,7 @@ def manifest(*entries: Entry, **changes: Any) -> Manifest:
         "federation": "glioma-2026",
         "task": "msd-hippocampus",
         "created": "2026-03-01T12:30:00+00:00",
-        "model": UsedModel(method="qcresunet", sha256="c" * 64),
+        "model": UsedModel(method="qcresunet", sha256="c" * 64, fedqc="0.1.0"),
         "rule": UsedRule(config=CurationConfig(review=0.1)),
         "entries": entries,
         "left_out": (
@@ -80,7 +83,7 @@ def test_json_has_the_documented_keys(tmp_path: Path, example: Manifest) -> None
     write_manifest(tmp_path / "manifest.json", example)
     values = json.loads((tmp_path / "manifest.json").read_text())
     assert values["version"] == 1
-    assert values["model"] == {"method": "qcresunet", "sha256": "c" * 64}
+    assert values["model"] == {"method": "qcresunet", "sha256": "c" * 64, "fedqc": "0.1.0"}
     assert (values["rule"]["config"]["rule"], values["rule"]["config"]["review"]) == ("threshold", 0.1)
     assert (values["rule"]["calibration"], values["rule"]["suspended"]) == (None, None)
     assert values["entries"][1] == {
@@ -91,6 +94,9 @@ def test_json_has_the_documented_keys(tmp_path: Path, example: Manifest) -> None
         "decision": "drop",
         "reason": "predicted DSC 0.1, as a sentence",
         "weight": 1.0,
+        "interval": None,
+        "stars": None,
+        "overruled": None,
         "files": {
             "T1": {"path": "images/a.nii.gz", "sha256": "a" * 64},
             "label": {"path": "labels/a.nii.gz", "sha256": "b" * 64},
@@ -101,6 +107,45 @@ def test_json_has_the_documented_keys(tmp_path: Path, example: Manifest) -> None
 
 def test_kept_leaves_review_out(example: Manifest) -> None:
     assert [entry.id for entry in kept(example)] == ["c", "e"]
+
+
+KEPT_ANYWAY = Overruled(decision=Outcome.KEEP, by="Dr. Doe", when="2026-03-02T09:00:00+00:00", reason="fine")
+
+
+def test_a_person_has_the_last_word(tmp_path: Path, example: Manifest, task: Task) -> None:
+    changed = with_overruled(example, "a", KEPT_ANYWAY)
+    (entry_a,) = (entry for entry in changed.entries if entry.id == "a")
+    assert (entry_a.decision, entry_a.outcome) == (Outcome.DROP, Outcome.KEEP)
+    assert [entry.id for entry in kept(changed)] == ["c", "a", "e"]
+    write_manifest(tmp_path / "manifest.json", changed)
+    assert read_manifest(tmp_path / "manifest.json") == changed
+    write_scores(tmp_path / "scores.csv", changed, task)
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        row = {one["id"]: one for one in csv.DictReader(file)}["a"]
+    assert (row["decision"], row["reason"]) == ("keep", "Dr. Doe: fine")
+    assert with_overruled(changed, "a", None) == example
+
+
+def test_a_case_that_is_not_there_cannot_be_overruled(example: Manifest) -> None:
+    with pytest.raises(DataError, match="case 'x' is not among the 4 candidates"):
+        with_overruled(example, "x", KEPT_ANYWAY)
+
+
+def test_review_is_no_decision_of_a_person() -> None:
+    with pytest.raises(ValidationError, match="decision"):
+        Overruled(decision="review", by="me", when="2026-03-02", reason="")
+
+
+def test_what_people_decided_is_carried_over_for_the_very_same_files(example: Manifest) -> None:
+    earlier = with_overruled(with_overruled(example, "a", KEPT_ANYWAY), "b", KEPT_ANYWAY)
+    other = {"label": InputFile(path="labels/b.nii.gz", sha256="d" * 64)}
+    new = [
+        entry("a", 0.2, Outcome.DROP),
+        entry("b", 0.2, Outcome.DROP, files=other),
+        entry("n", 1, Outcome.KEEP),
+    ]
+    assert [one.overruled for one in carried_over(earlier, new)] == [KEPT_ANYWAY, None, None]
+    assert [one.overruled for one in carried_over(None, new)] == [None] * 3
 
 
 def test_writing_again_keeps_permissions_and_leaves_nothing_aside(tmp_path: Path, example: Manifest) -> None:

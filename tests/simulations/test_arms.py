@@ -137,7 +137,7 @@ def out(tmp_path: Path) -> Path:
             federation="f",
             task="blobs",
             created="2026-01-01T00:00:00+00:00",
-            model=UsedModel(method="qcresunet", sha256="0" * 64),
+            model=UsedModel(method="qcresunet", sha256="0" * 64, fedqc="0.1.0"),
             rule=UsedRule(config=CurationConfig()),
             entries=tuple(entries),
         )

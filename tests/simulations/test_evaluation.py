@@ -165,7 +165,7 @@ def manifest(site: str, entries: Sequence[Entry]) -> Manifest:
         federation="north",
         task="blobs",
         created="2025-01-02T03:04:05+00:00",
-        model=UsedModel(method="blind", sha256="0" * 64),
+        model=UsedModel(method="blind", sha256="0" * 64, fedqc="0.1.0"),
         rule=UsedRule(config=CurationConfig(review=0.1)),
         entries=tuple(entries),
     )

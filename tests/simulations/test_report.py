@@ -194,7 +194,7 @@ def simulation(tmp_path: Path, task: Task) -> Path:
             federation="alps",
             task="blobs",
             created="2026-03-01T10:00:00",
-            model=UsedModel(method="qcresunet", sha256="0" * 64),
+            model=UsedModel(method="qcresunet", sha256="0" * 64, fedqc="0.1.0"),
             rule=UsedRule(config=CurationConfig(review=0.05)),
             entries=tuple(entry(case, predicted, decision) for case, _, _, predicted, decision in CANDIDATES),
         )
