@@ -16,7 +16,7 @@ import click
 import typer
 
 from fedqc import __version__
-from fedqc.commands import check, import_, init, score, segment, train
+from fedqc.commands import check, import_, init, manifest, score, segment, train
 from fedqc.errors import FedQCError
 
 if TYPE_CHECKING:
@@ -168,6 +168,39 @@ def client(
         return
     with private_files(), Display(console) as display:
         serve_site(site, say=display.say, progress=display.progress)
+
+
+@app.command()
+def ledger(
+    site: Annotated[Path, typer.Argument(help="The site.toml.")],
+    *,
+    kind: Annotated[
+        str | None, typer.Option(help="Only messages of this type, such as query.score.", show_default="all")
+    ] = None,
+    weights: Annotated[
+        bool, typer.Option("--weights", help="Also name, type and shape of each array of weights.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="The lines as they are written down.")] = False,
+) -> None:
+    """Show what has left a site: every message, when, to whom, and all that it told."""
+    from fedqc_client.ledger import NAME, Ledger, Line, in_words
+
+    from fedqc.config import load_site
+
+    path = load_site(site).results / NAME
+    shown = 0
+    for line in Ledger(path).lines():
+        if kind is not None and not (isinstance(line, Line) and line.kind == kind):
+            continue
+        shown += 1
+        if not isinstance(line, Line):
+            typer.echo(f"not a whole line: {line[:200]}", err=json)
+        elif json:
+            typer.echo(line.model_dump_json())
+        else:
+            typer.echo("\n".join(in_words(line, weights=weights)))
+    if not shown:
+        typer.echo(f"{path}: no message of type {kind} has left this site", err=json)
 
 
 @app.command()
@@ -509,3 +542,4 @@ app.command()(score.score)
 app.command()(segment.segment)
 app.add_typer(init.app, name="init")
 app.add_typer(import_.app, name="import")
+app.add_typer(manifest.app, name="manifest")

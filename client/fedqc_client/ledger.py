@@ -2,21 +2,49 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from flwr.app import RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from pydantic import ConfigDict
+from rich.filesize import decimal
 
-from fedqc.protocol import content_digest
+from fedqc.config import FrozenModel, parse
+from fedqc.errors import ConfigError, DataError
+from fedqc.protocol import WEIGHTS, content_digest
+from fedqc.reports.words import plural
+
+NAME = "ledger.jsonl"
+"""In the site's results folder."""
+
+Told = str | int | float | list[int] | list[float]
+
+
+class Line(FrozenModel):
+    """One message that left."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    time: datetime
+    """When, in UTC."""
+    to: str
+    """The federation."""
+    kind: str
+    """Type of the message."""
+    round: int
+    """Of its training; 0 outside of one."""
+    bytes: int
+    """Its size as it travels."""
+    sha256: str
+    """Of its content."""
+    content: dict[str, dict[str, Told]]
+    """By record: numbers and words in full; of weights type and shape by name, as `float32 16x4x3x3x3`."""
 
 
 class Ledger:
-    """`ledger.jsonl`; lines are only ever added.
-
-    A line says when (`time`, UTC), to whom (`to`), what `kind` of message, its training `round` (0 outside of
-    training), its size in `bytes`, the `sha256` of its content and the `keys` of each record in it.
-    """
+    """`ledger.jsonl`; lines are only ever added, see `Line`."""
 
     def __init__(self, path: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.path = path
@@ -36,7 +64,7 @@ class Ledger:
             "round": round,
             "bytes": size,
             "sha256": sha256,
-            "keys": {name: list(record) for name, record in records.items()},
+            "content": {name: _content(record) for name, record in records.items()},
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
@@ -46,3 +74,58 @@ class Ledger:
             file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def lines(self) -> Iterator[Line | str]:
+        """What is written down, in its order; as text what is no whole line.
+
+        Raises:
+            DataError: there is no such file, or it cannot be read.
+        """
+        try:
+            with self.path.open(encoding="utf-8", errors="backslashreplace") as file:
+                for text in filter(None, map(str.strip, file)):
+                    yield _line(text, self.path)
+        except FileNotFoundError:
+            raise DataError(f"{self.path}: there is no such file; nothing has left this site yet") from None
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be read: {error.strerror}; check the path and its permissions"
+            ) from None
+
+
+def in_words(line: Line, *, weights: bool = False) -> Iterator[str]:
+    """A message as people read it: when, to whom, what, and below it every number and word that it told.
+
+    Args:
+        line: of the ledger.
+        weights: say name, type and shape of each array, too.
+    """
+    training = f", round {line.round}" if line.round else ""
+    yield (
+        f"{line.time:%Y-%m-%d %H:%M:%S} UTC to {line.to}: {line.kind}{training}, "
+        f"{decimal(line.bytes)}, SHA-256 {line.sha256}"
+    )
+    for name, told in line.content.items():
+        if name == WEIGHTS:
+            yield f"    {name}: {plural(len(told), 'array')}"
+        if name != WEIGHTS or weights:
+            yield from (f"    {name}.{key} = {value}" for key, value in told.items())
+
+
+def _content(record: ArrayRecord | MetricRecord | ConfigRecord) -> dict[str, Any]:
+    """What a record tells."""
+    if isinstance(record, ArrayRecord):
+        return {name: _form(array) for name, array in record.items()}
+    return dict(record.items())
+
+
+def _form(array: Array) -> str:
+    return f"{array.dtype} {'x'.join(map(str, array.shape)) or 'scalar'}"
+
+
+def _line(text: str, path: Path) -> Line | str:
+    try:
+        values = json.loads(text)
+        return parse(values, Line, source=str(path)) if isinstance(values, dict) else text
+    except (ValueError, RecursionError, ConfigError):
+        return text

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
@@ -166,6 +166,35 @@ def with_overruled(manifest: Manifest, case: str, overruled: Overruled | None) -
         for entry in manifest.entries
     )
     return manifest.model_copy(update={"entries": tuple(entries)})
+
+
+def overrule(results: Path, task: Task, case: str, decision: str | None, *, by: str, reason: str) -> Entry:
+    """Write down what a person decided about a case, in the manifest and the table of a results folder.
+
+    Args:
+        results: the site's folder, which holds `manifest.json`.
+        task: the site's.
+        case: id of a candidate.
+        decision: `keep` or `drop`; None takes an earlier decision back.
+        by: who decided.
+        reason: why.
+
+    Returns:
+        The case as it stands now.
+
+    Raises:
+        DataError: there is no manifest, or no such case in it.
+    """
+    path = results / "manifest.json"
+    overruled = None
+    if decision is not None:
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        values = {"decision": decision, "by": by, "when": when, "reason": reason}
+        overruled = parse(values, Overruled, source=f"case {case}")
+    manifest = with_overruled(read_manifest(path), case, overruled)
+    write_manifest(path, manifest)
+    write_scores(results / "scores.csv", manifest, task)
+    return next(entry for entry in manifest.entries if entry.id == case)
 
 
 def carried_over(earlier: Manifest | None, entries: Iterable[Entry]) -> tuple[Entry, ...]:

@@ -13,7 +13,7 @@ from fedqc_client.guard import (
     error_code,
     outgoing,
 )
-from fedqc_client.ledger import Ledger
+from fedqc_client.ledger import Ledger, Line, in_words
 from fedqc_simulations.engine import LocalGrid
 from flwr.app import Context, Message, MetricRecord, RecordDict
 
@@ -53,6 +53,7 @@ from fedqc.statistics.site import (
 from fedqc.task import load_task
 
 WEIGHTS: Weights = {"w": np.ones((2, 2), np.float32), "n": np.array(1, np.int64)}
+FORMS = {"w": "float32 2x2", "n": "int64 scalar"}
 COMMON: dict[str, Any] = {"federation": "f", "task": "0" * 64, "seed": 1, "min_count": 2}
 HELLO = HandshakeReply(site="a", protocol=1, fedqc="0.1.0", task="f" * 64)
 
@@ -118,7 +119,7 @@ def test_an_answer_leaves_with_a_line_in_the_ledger(site_file: Path) -> None:
         "round": 3,
         "bytes": size,
         "sha256": sha256,
-        "keys": {"weights": ["w", "n"], "training": ["samples", "loss.loss"]},
+        "content": {"weights": FORMS, "training": {"samples": 16, "loss.loss": 0.568}},
     }
 
 
@@ -155,7 +156,7 @@ def test_the_text_of_an_exception_stays(site_file: Path, error: Exception, code:
     assert not reply.has_error()
     assert {name: dict(record) for name, record in reply.content.items()} == {"error": {"code": code}}
     (line,) = ledger(site_file)
-    assert line["keys"] == {"error": ["code"]}
+    assert line["content"] == {"error": {"code": code}}
     assert line["sha256"] == content_digest(reply.content)[1]
     log = (site_file.parent / "results" / "site.log").read_text()
     assert type(error).__name__ in log
@@ -307,7 +308,7 @@ def test_a_segmentation_update_leaves_with_a_line_in_the_ledger(site_file: Path)
     assert dict(reply.content["training"]) == {"samples": 16, "loss.dice": 0.568}
     (line,) = ledger(site_file)
     assert (line["kind"], line["round"]) == ("train.segmentation", 1)
-    assert line["keys"] == {"weights": ["w", "n"], "training": ["samples", "loss.dice"]}
+    assert line["content"] == {"weights": FORMS, "training": {"samples": 16, "loss.dice": 0.568}}
 
 
 @pytest.mark.parametrize(
@@ -361,3 +362,26 @@ def test_a_torn_line_of_the_ledger_stays_alone(tmp_path: Path) -> None:
     assert lines[1] == whole[:20]
     assert json.loads(lines[2])["kind"] == "query.score"
     assert len(lines) == 3
+    first, torn, last = ledger.lines()
+    assert isinstance(first, Line)
+    assert isinstance(last, Line)
+    assert (first.kind, first.content, torn) == ("query.summarise", {"statistics": {"cases": 3}}, whole[:20])
+    assert list(in_words(last))[1:] == ["    statistics.cases = 3"]
+
+
+def test_a_ledger_in_words_names_weights_when_asked(site_file: Path) -> None:
+    ask(site_file, train_request(), lambda site, request: Trained(WEIGHTS, 16, {}))
+    (line,) = Ledger(site_file.parent / "results" / "ledger.jsonl").lines()
+    assert isinstance(line, Line)
+    head, *told = in_words(line)
+    assert head.endswith(f"SHA-256 {line.sha256}")
+    assert "to f: train.qc, round 3, " in head
+    assert told == ["    weights: 2 arrays", "    training.samples = 16"]
+    assert {f"    weights.{name} = {form}" for name, form in FORMS.items()} < set(
+        in_words(line, weights=True)
+    )
+
+
+def test_a_site_that_sent_nothing_has_no_ledger(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing has left this site yet"):
+        list(Ledger(tmp_path / "ledger.jsonl").lines())

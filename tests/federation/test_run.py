@@ -23,7 +23,7 @@ from fedqc.curation.manifest import kept, read_manifest
 from fedqc.errors import ConfigError, FedQCError, QuorumError
 from fedqc.methods.qcresunet import QCResUNetMethod
 from fedqc.model import load_model
-from fedqc.protocol import Request, content_digest
+from fedqc.protocol import STATISTICS, Request, content_digest
 from fedqc.reports.build import build_coordinator_report
 from fedqc.task import load_task
 from tests.federation.runs import (
@@ -211,11 +211,20 @@ ALLOWED: dict[str, dict[str, Any]] = {
     },
     "query.cross_check": {"statistics": {"references": int, "quality_mean": float, "quality_sd": float}},
     "query.calibrate": {
-        "statistics": {"samples": int, "r": float, "mae": float, "rmse": float, "auroc": float}
+        "statistics": {
+            "samples": int,
+            "r": float,
+            "mae": float,
+            "rmse": float,
+            "auroc": float,
+            "failures": [int],
+            "others": [int],
+        }
     },
     "query.score": {
         "statistics": {
             "candidates": int,
+            "curated": int,
             "quality": [int],
             "quality_mean": float,
             "quality_sd": float,
@@ -274,7 +283,7 @@ def assert_allowed(message: Message) -> None:
                 assert value.numpy().shape == tuple(value.shape)
             elif isinstance(value, list):
                 assert {type(item) for item in value} == set(allowed[key])
-                assert len(value) == 10
+                assert len(value) == (10 if key == "quality" else 100)
             else:
                 assert type(value) is allowed[key]
 
@@ -360,9 +369,13 @@ def test_the_ledger_lists_exactly_what_was_sent(
         assert [(e["kind"], e["bytes"], e["sha256"]) for e in ledger] == [
             (message.metadata.message_type, *content_digest(message.content)) for message in sent
         ]
-        assert [e["keys"] for e in ledger] == [
+        assert [{name: list(told) for name, told in e["content"].items()} for e in ledger] == [
             {name: list(record) for name, record in message.content.items()} for message in sent
         ]
+        numbers = [message.content[STATISTICS] for message in sent if STATISTICS in message.content]
+        assert [e["content"][STATISTICS] for e in ledger if STATISTICS in e["content"]] == list(
+            map(dict, numbers)
+        )
         assert [e["round"] for e in ledger] == [0, 0, 1, 2, 0, 0, 1, 0]
         assert {e["to"] for e in ledger} == {"test"}
 
