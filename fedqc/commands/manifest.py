@@ -81,7 +81,7 @@ def overrule(
 
     config, task, _ = _read(site)
     chosen = None if decision is Choice.RULE else decision.value
-    entry = decide(config.results, task, case, chosen, by=by or getuser(), reason=reason)
+    entry = decide(config.results, task, case, chosen, by=getuser() if by is None else by, reason=reason)
     typer.echo(f"{case}: {entry.outcome} (the rule said {entry.decision}: {entry.reason})")
 
 

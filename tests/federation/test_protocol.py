@@ -77,7 +77,7 @@ def test_a_request_comes_back_as_it_went(request_: Request) -> None:
 def test_another_protocol_version_is_told_apart() -> None:
     records = request_to_records(HandshakeRequest(**COMMON))
     records.config_records["request"]["version"] = PROTOCOL_VERSION + 1
-    with pytest.raises(ProtocolError, match="speaks protocol version 4, this site version 3"):
+    with pytest.raises(ProtocolError, match="speaks protocol version 5, this site version 4"):
         request_from_records(records, HandshakeRequest)
 
 

@@ -18,7 +18,7 @@ from fedqc.cases.splits import split_references
 from fedqc.cases.volumes import Case, write_volume
 from fedqc.compute import Compute
 from fedqc.config import SegmentationConfig, load_site
-from fedqc.curation.manifest import kept, read_manifest
+from fedqc.curation.manifest import kept, overrule, read_manifest
 from fedqc.errors import DataError, ModelError
 from fedqc.methods.base import RoundPlan, RoundResult
 from fedqc.model import load_segmentation
@@ -46,9 +46,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
         plan: RoundPlan,
         compute: Compute,
         *how: Any,
+        **weights: Any,
     ) -> RoundResult:
         trained_on[plan.site] = [case.id for case in cases]
-        return real(self, network, cases, plan, compute, *how)
+        return real(self, network, cases, plan, compute, *how, **weights)
 
     monkeypatch.setattr(Segmentation, "train_round", spy)
     return trained_on
@@ -137,12 +138,13 @@ def test_segmentation_is_trained_on_kept_cases_only(site: Path, seen: dict[str, 
 
 
 def test_what_a_person_decided_counts(site: Path, seen: dict[str, list[str]]) -> None:
-    """The manifest is what is read, not the scores."""
-    path = load_site(site).results / "manifest.json"
-    manifest = json.loads(path.read_text())
-    for entry in manifest["entries"]:
-        entry["decision"] = {"bad-7": "keep", "good-4": "review", "good-5": "drop"}.get(entry["id"], "keep")
-    path.write_text(json.dumps(manifest))
+    """And the manifest is what is read, not the scores."""
+    results, task = load_site(site).results, load_task(load_site(site).task)
+    for case, decision in (("bad-7", "keep"), ("good-5", "drop")):
+        overrule(results, task, case, decision, by="Dr. Doe", reason="")
+    manifest = json.loads((results / "manifest.json").read_text())
+    manifest["entries"][1]["decision"] = "review"
+    (results / "manifest.json").write_text(json.dumps(manifest))
     train(site)
     assert seen == {"a": ["bad-7", "good-6"]}
 
