@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from fedqc.cases.cache import CaseCache
 from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.splits import split_references
 from fedqc.config import SiteConfig
+from fedqc.curation.manifest import MANIFEST, Manifest, read_manifest
+from fedqc.curation.rules import Outcome
 from fedqc.errors import DataError
 from fedqc.site_check import SiteCheck, check_site
 from fedqc.task import Task
@@ -26,6 +29,41 @@ class SiteData:
     def usable(self) -> tuple[CaseFiles, ...]:
         """References and candidates."""
         return self.references + self.candidates
+
+
+def training_references(
+    site: SiteConfig, task: Task, data: SiteData, seed: int
+) -> tuple[tuple[CaseFiles, ...], tuple[CaseFiles, ...]]:
+    """What QC models learn from, and the references that are held back to calibrate on.
+
+    A candidate that a person kept, with the very files that it has now, is learned from like a reference. It
+    is never calibrated on: people look at what seemed wrong, which is no random draw.
+    """
+    training, held_back = split_references(data.references, seed)
+    patients = {files.patient for files in held_back}
+    earlier = earlier_manifest(site, task)
+    vouched = {
+        entry.id: [file.sha256 for file in entry.files.values()]
+        for entry in (earlier.entries if earlier else ())
+        if entry.overruled and entry.overruled.decision is Outcome.KEEP
+    }
+    verified = tuple(
+        files
+        for files in data.candidates
+        if files.id in vouched
+        and files.patient not in patients
+        and vouched[files.id] == list(data.cache.hashes(files))
+    )
+    return training + verified, held_back
+
+
+def earlier_manifest(site: SiteConfig, task: Task) -> Manifest | None:
+    """The manifest of the run before this one; None where there is none of this site and task to read."""
+    try:
+        earlier = read_manifest(site.results / MANIFEST)
+    except DataError:
+        return None
+    return earlier if (earlier.site, earlier.task) == (site.name, task.name) else None
 
 
 def load_site_data(site: SiteConfig, task: Task) -> SiteData:

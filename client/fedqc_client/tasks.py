@@ -26,6 +26,7 @@ from fedqc.compute import Compute, choose_compute, with_smaller_batches
 from fedqc.config import SamplesConfig, SegmentationConfig, SiteConfig, SourcesConfig
 from fedqc.curation.deciding import decide
 from fedqc.curation.manifest import (
+    MANIFEST,
     Entry,
     InputFile,
     LeftOut,
@@ -104,7 +105,7 @@ from fedqc.task import Task, load_task
 from fedqc.training import Progress
 from fedqc_client.activity import Activity
 from fedqc_client.guard import Trained
-from fedqc_client.site_data import SiteData, load_site_data
+from fedqc_client.site_data import SiteData, earlier_manifest, load_site_data, training_references
 
 MICROLITRES_PER_MILLILITRE = 1000
 SELF_TEST = "self_test.json"
@@ -142,7 +143,7 @@ def train_segmenter(site: SiteConfig, request: TrainSegmenterRequest) -> Trained
     """Train a segmenter on the references outside of a fold, and keep the labels that it makes inside."""
     task = _task(site, request)
     data = load_site_data(site, task)
-    training, _ = split_references(data.references, request.seed)
+    training, _ = training_references(site, task, data, request.seed)
     cases = CachedCases(data.cache, training)
     config = request.qc.sources
     if len(cases.patients) < config.folds:  # whoever is segmented would have been learned from
@@ -175,11 +176,13 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     data = load_site_data(site, task)
     stage = get_method(request.qc.method)(task, request.qc).stage(request.stage)
     ratings = ratings_by_case(site.data.ratings) if stage.learns_from == "rated" else {}
-    references, held_back = split_references(data.references, request.seed)
+    references, held_back = training_references(site, task, data, request.seed)
     training, trusted = references, {files.patient for files in references}
     if stage.learns_from != "references":
         patients = {files.patient for files in held_back}
-        training += tuple(files for files in data.candidates if files.patient not in patients)
+        vouched = {files.id for files in references}
+        others = (files for files in data.candidates if files.id not in vouched)
+        training += tuple(files for files in others if files.patient not in patients)
     training = tuple(files for files in training if stage.may_learn_from(files, ratings))
     if not training or (stage.needs_references and len(trusted) < FEWEST_REFERENCE_PATIENTS):
         return ErrorReply(ErrorCode.NO_REFERENCE)
@@ -301,7 +304,13 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
         )
         for files, judgement in zip(data.candidates, scores, strict=True)
     )
-    entries = carried_over(_earlier_manifest(site, watch), entries)
+    earlier = earlier_manifest(site, task)
+    if earlier is None and (site.results / MANIFEST).exists():
+        aside = (site.results / MANIFEST).replace(site.results / "manifest-earlier.json")
+        watch.note(
+            f"the manifest that was there is not of this site and task, or cannot be read; see {aside}"
+        )
+    entries = carried_over(earlier, entries)
     manifest = Manifest(
         site=site.name,
         federation=request.federation,
@@ -313,7 +322,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
         left_out=_left_out(data),
     )
     write_scores(site.results / "scores.csv", manifest, task)
-    write_manifest(site.results / "manifest.json", manifest)
+    write_manifest(site.results / MANIFEST, manifest)
     return summarise_curation(
         quality=[entry.quality for entry in entries],
         regions={
@@ -325,20 +334,6 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
         patients=[entry.patient for entry in entries],
         curated=rule.suspended is None,
     )
-
-
-def _earlier_manifest(site: SiteConfig, watch: Activity) -> Manifest | None:
-    """That of the run before this one, for what people decided; one that cannot be read is put aside."""
-    path = site.results / "manifest.json"
-    if not path.exists():
-        return None
-    try:
-        earlier = read_manifest(path)
-    except DataError as error:
-        aside = path.replace(path.with_name("manifest-unreadable.json"))
-        watch.note(f"{error}; what people decided is not carried over from it, it is kept as {aside.name}")
-        return None
-    return earlier if (earlier.site, earlier.task) == (site.name, load_task(site.task).name) else None
 
 
 def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> Trained | ErrorReply:
@@ -605,7 +600,7 @@ def _kept_weights(site: SiteConfig, task: Task, data: SiteData) -> dict[str, flo
     Raises:
         DataError: there is no manifest, it is not this site's, or a kept case's files have changed since.
     """
-    path = site.results / "manifest.json"
+    path = site.results / MANIFEST
     manifest = read_manifest(path)
     if (manifest.site, manifest.task) != (site.name, task.name):
         raise DataError(

@@ -127,8 +127,8 @@ def schema() -> None:
 def _read(site: Path) -> "tuple[SiteConfig, Task, Manifest]":
     """A site's configuration, task and manifest."""
     from fedqc.config import load_site
-    from fedqc.curation.manifest import read_manifest
+    from fedqc.curation.manifest import MANIFEST, read_manifest
     from fedqc.task import load_task
 
     config = load_site(site)
-    return config, load_task(config.task), read_manifest(config.results / "manifest.json")
+    return config, load_task(config.task), read_manifest(config.results / MANIFEST)

@@ -24,6 +24,8 @@ from fedqc.files import replacing
 from fedqc.ratings import FEWEST_STARS, MOST_STARS
 from fedqc.task import Task
 
+MANIFEST = "manifest.json"
+"""In a site's results folder."""
 VERSION: Literal[1] = 1
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -172,7 +174,7 @@ def overrule(results: Path, task: Task, case: str, decision: str | None, *, by: 
     """Write down what a person decided about a case, in the manifest and the table of a results folder.
 
     Args:
-        results: the site's folder, which holds `manifest.json`.
+        results: the site's folder, which holds the manifest.
         task: the site's.
         case: id of a candidate.
         decision: `keep` or `drop`; None takes an earlier decision back.
@@ -185,7 +187,7 @@ def overrule(results: Path, task: Task, case: str, decision: str | None, *, by: 
     Raises:
         DataError: there is no manifest, or no such case in it.
     """
-    path = results / "manifest.json"
+    path = results / MANIFEST
     overruled = None
     if decision is not None:
         when = datetime.now(UTC).isoformat(timespec="seconds")

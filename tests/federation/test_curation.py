@@ -11,11 +11,13 @@ from fedqc_simulations.engine import LocalGrid
 
 from fedqc.config import SiteConfig, load_site
 from fedqc.curation.calibration import BINS, PATIENT
-from fedqc.curation.manifest import Manifest, read_manifest
+from fedqc.curation.manifest import Manifest, overrule, read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.errors import ConfigError
 from fedqc.protocol import ScoreRequest
 from fedqc.segmentation import Segmentation
+from fedqc.task import load_task
+from tests.federation.conftest import TinyMethod
 from tests.federation.runs import Sites, run, statistics
 
 pytestmark = pytest.mark.usefixtures("tiny_method", "no_report")
@@ -160,3 +162,45 @@ def test_weights_decide_how_often_a_case_is_drawn(
     kept = [entry for entry in manifest_of(sites["a"]).entries if entry.decision is Outcome.KEEP]
     assert [entry.weight for entry in kept] == pytest.approx([2 * entry.quality - 1 for entry in kept])
     assert seen[0] == (3, [entry.weight for entry in kept])
+
+
+def test_what_a_person_kept_is_learned_from_and_never_calibrated_on(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = make_federation(sites)
+    run(LocalGrid(sites), federation, tmp_path / "first", only=UNTIL_SCORED)
+    results, task = load_site(sites["a"]).results, load_task(load_site(sites["a"]).task)
+    for case in ("bad-7", "good-4", "good-5"):
+        overrule(results, task, case, "drop" if case == "good-4" else "keep", by="Dr. Doe", reason="seen")
+    label = sites["a"].parent / "data" / "good-5-label.nii.gz"
+    label.write_bytes(label.read_bytes() + b"\0")  # another file than the one that was looked at
+    learned: dict[str, set[str]] = {}
+    train_round = TinyMethod.train_round
+
+    def noted(self: TinyMethod, network: Any, cases: Any, plan: Any, *args: Any, **options: Any) -> Any:
+        learned[plan.site] = {case.id for case in cases}
+        return train_round(self, network, cases, plan, *args, **options)
+
+    monkeypatch.setattr(TinyMethod, "train_round", noted)
+    run(LocalGrid(sites), federation, tmp_path / "second", only=UNTIL_SCORED)
+    assert {case for case in learned["a"] if not case.startswith("ref")} == {"bad-7"}
+    assert {case for case in learned["b"] if not case.startswith("ref")} == set()
+    told = json.loads((results / tasks.SELF_TEST).read_text())
+    assert {one["patient"] for one in told["labels"]} < {f"P{index}" for index in range(4)}
+    found = {
+        entry.id: entry.overruled and entry.overruled.decision for entry in manifest_of(sites["a"]).entries
+    }
+    assert found == {"bad-7": Outcome.KEEP, "good-4": Outcome.DROP, "good-5": None, "good-6": None}
+
+
+def test_a_manifest_that_cannot_be_read_is_put_aside(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    results = load_site(sites["a"]).results
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "manifest.json").write_text("{")
+    run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=UNTIL_SCORED)
+    assert (results / "manifest-earlier.json").read_text() == "{"
+    assert decisions(sites["a"])["bad-7"] is Outcome.DROP
+    (note,) = json.loads((results / "activity.json").read_text())["notes"]
+    assert "cannot be read" in note
