@@ -436,6 +436,8 @@ class CurationConfig(FrozenModel):
     """Rules `target` and `conformal`: labels of known quality of all sites; else each site's own only."""
     share: Share = 0.1
     """Rule `quantile`: the share of each site's candidates that is dropped."""
+    most_dropped: Share = 0.5
+    """The largest share of a site that is dropped without being looked at; the rest is left to a person."""
     max_mae: Share = 0.3
     """A site on whose own labels of known quality the model errs by more on average keeps all candidates."""
     min_auroc: Share = 0.75

@@ -25,6 +25,7 @@ from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, choose_compute, with_smaller_batches
 from fedqc.config import SamplesConfig, SegmentationConfig, SiteConfig, SourcesConfig
 from fedqc.curation.deciding import decide
+from fedqc.curation.guards import gatherings, groups_of
 from fedqc.curation.manifest import (
     MANIFEST,
     Entry,
@@ -38,6 +39,7 @@ from fedqc.curation.manifest import (
     write_manifest,
     write_scores,
 )
+from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import KnownLabel, SelfTest, read_self_test, write_self_test
 from fedqc.degradation.samples import DrawnLabels, degrade_cases, source_of
 from fedqc.errors import DataError, ModelError, ProtocolError
@@ -311,6 +313,10 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
             f"the manifest that was there is not of this site and task, or cannot be read; see {aside}"
         )
     entries = carried_over(earlier, entries)
+    groups = groups_of(data.candidates, data.check.checked.facts)
+    gathered = gatherings(groups, [entry.decision is not Outcome.KEEP for entry in entries])
+    for one in gathered:
+        watch.note(f"warning: {one.sentence}")
     manifest = Manifest(
         site=site.name,
         federation=request.federation,
@@ -319,6 +325,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
         model=UsedModel(method=method.name, sha256=model_sha256, fedqc=fedqc.__version__),
         rule=rule,
         entries=entries,
+        gatherings=gathered,
         left_out=_left_out(data),
     )
     write_scores(site.results / "scores.csv", manifest, task)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from fedqc.config import CurationConfig
 from fedqc.curation.calibration import Calibration
+from fedqc.curation.guards import limited
 from fedqc.curation.manifest import UsedRule
 from fedqc.curation.rules import Decision, Outcome, make_rule, needs_calibration
 from fedqc.curation.self_test import SelfTest
@@ -47,6 +48,7 @@ def decide(
             except DataError as error:
                 suspended = str(error)
             else:
-                return UsedRule(config=config, calibration=calibration), rule.decide(quality)
+                decisions = limited(rule.decide(quality), quality, config.most_dropped)
+                return UsedRule(config=config, calibration=calibration), decisions
     kept = Decision(Outcome.KEEP, f"not curated: {suspended}")
     return UsedRule(config=config, suspended=suspended), dict.fromkeys(quality, kept)

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fedqc.config import CurationConfig, FrozenModel, Share, parse
 from fedqc.curation.calibration import Calibration
+from fedqc.curation.guards import Gathering
 from fedqc.curation.rules import Outcome
 from fedqc.errors import ConfigError, DataError, did_you_mean
 from fedqc.files import replacing
@@ -135,6 +136,8 @@ class Manifest(FrozenModel):
     model: UsedModel
     rule: UsedRule
     entries: tuple[Entry, ...]
+    gatherings: tuple[Gathering, ...] = ()
+    """Groups in which what is not kept gathers: a warning for a person."""
     left_out: tuple[LeftOut, ...] = ()
 
     @model_validator(mode="after")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fedqc.cases.volumes import sha256_file
+from fedqc.curation.guards import limited
 from fedqc.curation.manifest import Manifest
 from fedqc.curation.rules import Outcome, make_rule
 from fedqc.errors import DataError, FedQCError
@@ -51,7 +52,8 @@ def _other_decisions(manifest: Manifest) -> list[str]:
             decided = make_rule(manifest.rule.config, manifest.rule.calibration).decide(quality)
         except FedQCError as error:
             return [f"the rule cannot be applied again: {error}"]
-        expected = {case: decision.outcome for case, decision in decided.items()}
+        limit = manifest.rule.config.most_dropped
+        expected = {case: one.outcome for case, one in limited(decided, quality, limit).items()}
     return [
         f"case {entry.id}: the rule says {expected[entry.id]}, the manifest {entry.decision}"
         for entry in manifest.entries
