@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 
 DEMO := runs/demo
 
-.PHONY: install demo lint test test-deploy test-deploy-long wheelhouse fuzz clean
+.PHONY: install demo lint test test-browser test-deploy test-deploy-long wheelhouse fuzz clean
 
 install: $(INSTALLED)
 
@@ -28,7 +28,11 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -q -m "not deploy and not deploy_long"
+	$(BIN)/pytest -q -m "not deploy and not deploy_long and not browser"
+
+# The pages in a real browser; Debian: apt install chromium.
+test-browser: install
+	$(BIN)/pytest -q -m browser
 
 # Real servers and nginx on loopback; Debian: apt install nginx-light.
 test-deploy: install

@@ -16,7 +16,7 @@ import click
 import typer
 
 from fedqc import __version__
-from fedqc.commands import check, import_, init, manifest, score, segment, train
+from fedqc.commands import check, import_, init, manifest, review, score, segment, train
 from fedqc.errors import FedQCError
 
 if TYPE_CHECKING:
@@ -541,5 +541,6 @@ app.command()(train.train)
 app.command()(score.score)
 app.command()(segment.segment)
 app.add_typer(init.app, name="init")
+app.command()(review.review)
 app.add_typer(import_.app, name="import")
 app.add_typer(manifest.app, name="manifest")

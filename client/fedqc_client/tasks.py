@@ -40,7 +40,7 @@ from fedqc.curation.manifest import (
     write_scores,
 )
 from fedqc.curation.rules import Outcome
-from fedqc.curation.self_test import KnownLabel, SelfTest, read_self_test, write_self_test
+from fedqc.curation.self_test import SELF_TEST, KnownLabel, SelfTest, read_self_test, write_self_test
 from fedqc.degradation.samples import DrawnLabels, degrade_cases, source_of
 from fedqc.errors import DataError, ModelError, ProtocolError
 from fedqc.files import replacing
@@ -110,8 +110,6 @@ from fedqc_client.guard import Trained
 from fedqc_client.site_data import SiteData, earlier_manifest, load_site_data, training_references
 
 MICROLITRES_PER_MILLILITRE = 1000
-SELF_TEST = "self_test.json"
-"""In the results folder: what the model said of the site's own labels of known quality."""
 
 
 def handshake(site: SiteConfig, request: HandshakeRequest) -> HandshakeReply:

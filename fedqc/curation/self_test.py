@@ -18,6 +18,9 @@ from fedqc.files import replacing
 from fedqc.metrics.agreement import mae
 from fedqc.metrics.filtering import auroc
 
+SELF_TEST = "self_test.json"
+"""In a site's results folder."""
+
 
 class KnownLabel(FrozenModel):
     """A degraded label and what the model says of it."""
@@ -65,10 +68,10 @@ def write_self_test(path: Path, test: SelfTest) -> None:
         aside.write_text(test.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def read_self_test(path: Path, weights: str) -> SelfTest | None:
-    """The test of the model with these weights; None where there is none that can be read."""
+def read_self_test(path: Path, weights: str | None = None) -> SelfTest | None:
+    """The test of the model with these weights, or of whichever; None where there is none to read."""
     try:
         found = parse(json.loads(path.read_text(encoding="utf-8")), SelfTest, source=str(path))
     except (OSError, ValueError, RecursionError, TypeError, ConfigError):
         return None
-    return found if found.weights == weights else None
+    return found if weights in {None, found.weights} else None

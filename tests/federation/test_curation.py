@@ -13,6 +13,7 @@ from fedqc.config import SiteConfig, load_site
 from fedqc.curation.calibration import BINS, PATIENT
 from fedqc.curation.manifest import Manifest, overrule, read_manifest
 from fedqc.curation.rules import Outcome
+from fedqc.curation.self_test import SELF_TEST
 from fedqc.errors import ConfigError
 from fedqc.protocol import ScoreRequest
 from fedqc.segmentation import Segmentation
@@ -103,7 +104,7 @@ def test_a_site_where_the_model_fails_its_self_test_keeps_all(
     def inverted(site: SiteConfig, request: Any) -> Any:
         outcome = calibrate(site, request)
         if site.name == "b":
-            path = site.results / tasks.SELF_TEST
+            path = site.results / SELF_TEST
             values = json.loads(path.read_text())
             for label in values["labels"]:
                 label["predicted"] = 1 - label["predicted"]
@@ -124,7 +125,7 @@ def test_the_test_of_another_model_says_nothing(
     sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forgetful(site: SiteConfig, request: ScoreRequest) -> Any:
-        path = site.results / tasks.SELF_TEST
+        path = site.results / SELF_TEST
         path.write_text(path.read_text().replace(json.loads(path.read_text())["weights"], "0" * 64))
         return score(site, request)
 
@@ -185,7 +186,7 @@ def test_what_a_person_kept_is_learned_from_and_never_calibrated_on(
     run(LocalGrid(sites), federation, tmp_path / "second", only=UNTIL_SCORED)
     assert {case for case in learned["a"] if not case.startswith("ref")} == {"bad-7"}
     assert {case for case in learned["b"] if not case.startswith("ref")} == set()
-    told = json.loads((results / tasks.SELF_TEST).read_text())
+    told = json.loads((results / SELF_TEST).read_text())
     assert {one["patient"] for one in told["labels"]} < {f"P{index}" for index in range(4)}
     found = {
         entry.id: entry.overruled and entry.overruled.decision for entry in manifest_of(sites["a"]).entries

@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedqc.config import load_site
+from fedqc.curation.manifest import Overruled, read_manifest
+from fedqc.curation.rules import Outcome
+from fedqc.curation.self_test import KnownLabel, SelfTest, write_self_test
+from fedqc.errors import DataError
+from fedqc.review.worklist import Worklist, expected_gain
+from fedqc.task import load_task
+
+ODD = "<b>odd</b> & 'case'"
+
+
+def test_what_is_nearest_to_turning_over_comes_first(worklist: Worklist) -> None:
+    # near is probably good and not kept; odd is hardly below the bound; bad and good are beyond doubt
+    assert worklist.ids == ["near", ODD, "good", "bad"]
+    gains = [case["gain"] for case in worklist.overview()["cases"]]
+    assert gains == sorted(gains, reverse=True)
+    assert gains[0] > 0.5 > gains[1] > 0.2
+    assert gains[3] < 0.01
+
+
+def test_the_gain_is_the_share_of_known_errors_that_would_turn_a_decision_over(
+    worklist: Worklist, site: Path
+) -> None:
+    manifest = read_manifest(load_site(site).results / "manifest.json")
+    entries = {entry.id: entry for entry in manifest.entries}
+    errors = np.array([-0.1, 0.0, 0.1, 0.3])  # predicted minus true
+    assert expected_gain(entries["good"], 0.75, errors) == 0.25  # 0.97 - 0.3 is below
+    assert expected_gain(entries["near"], 0.75, errors) == 0.5  # 0.88 and 0.78 are good after all
+    assert expected_gain(entries["bad"], 0.75, errors) == 0
+    seen = Overruled(decision=Outcome.KEEP, by="x", when="2026-03-01")
+    assert expected_gain(entries["near"].model_copy(update={"overruled": seen}), 0.75, errors) == 0
+
+
+def test_errors_are_those_of_the_sites_own_labels_of_known_quality(site: Path) -> None:
+    config = load_site(site)
+    labels = tuple(KnownLabel(patient=str(i), true=0.5, predicted=0.9) for i in range(5))  # far too high
+    write_self_test(config.results / "self_test.json", SelfTest(weights="a" * 64, labels=labels))
+    worklist = Worklist(config, load_task(config.task), by="x")
+    assert worklist.ids[0] == "good"
+    assert worklist.overview()["cases"][0]["gain"] == 1
+
+
+def test_overview_says_what_the_run_was(worklist: Worklist) -> None:
+    seen = worklist.overview()
+    assert {key: seen[key] for key in ("site", "federation", "method", "rule", "threshold", "suspended")} == {
+        "site": "hospital-a", "federation": "balls-2026", "method": "qcresunet", "rule": "threshold",
+        "threshold": 0.75, "suspended": None,
+    }  # fmt: skip
+    assert seen["warnings"][0].startswith("scanner 'old': 3 of 4 cases are not kept")
+    assert [(one["name"], one["values"]) for one in seen["classes"]] == [("core", [1]), ("rim", [2, 4])]
+    assert len({one["color"] for one in seen["classes"]}) == 2
+    json.dumps(seen)
+
+
+def test_a_case_has_its_volumes_in_the_order_of_the_task(worklist: Worklist, site: Path) -> None:
+    assert [one["name"] for one in worklist.case(0)["volumes"]] == ["t1", "t2", "label", "errors"]
+    assert worklist.case(0)["volumes"][0]["file"] == "t1.nii.gz"
+    assert worklist.case(0)["interval"] == (0.78 - 0.1, 0.88)
+    assert worklist.volume(0, "label") == site.parent / "data" / "1-label.nii.gz"
+    assert worklist.volume(0, "errors") == site.parent / "results" / "error_maps" / "near.nii.gz"
+    assert worklist.volume(0, "t3") is None
+    assert [one["name"] for one in worklist.case(1)["volumes"]] == [
+        "t1",
+        "t2",
+        "label",
+    ]  # no map of that name
+    for number in (-1, 4):
+        with pytest.raises(IndexError):
+            worklist.case(number)
+
+
+def test_a_decision_is_on_disk_at_once(worklist: Worklist, site: Path) -> None:
+    case = worklist.decide(3, "keep", "I know this patient")
+    assert (case["outcome"], case["decision"], case["gain"]) == ("keep", "drop", 0)
+    path = load_site(site).results / "manifest.json"
+    (entry,) = (entry for entry in read_manifest(path).entries if entry.id == "bad")
+    assert entry.overruled is not None
+    assert (entry.overruled.by, entry.overruled.reason) == ("Dr. Doe", "I know this patient")
+    assert worklist.ids[3] == "bad"  # the list does not move under the hand
+    again = Worklist(load_site(site), load_task(load_site(site).task), by="x")
+    assert next(one for one in again.overview()["cases"] if one["id"] == "bad")["outcome"] == "keep"
+    assert worklist.decide(3, None, "")["overruled"] is None
+
+
+def test_a_run_that_went_on_meanwhile_is_told(worklist: Worklist, site: Path) -> None:
+    path = load_site(site).results / "manifest.json"
+    values = json.loads(path.read_text())
+    values["entries"] = values["entries"][:1]
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match="case 'bad' is not among the 1 candidates"):
+        worklist.decide(3, "keep", "")
+
+
+def test_a_site_that_has_not_scored_has_nothing_to_review(site: Path) -> None:
+    config = load_site(site)
+    (config.results / "manifest.json").unlink()
+    with pytest.raises(DataError, match="score the site's cases first"):
+        Worklist(config, load_task(config.task), by="x")
