@@ -1,7 +1,7 @@
 """A site's data as a whole: its cases, its lists, what is wrong with them, and what may be told of them."""
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class SiteCheck:
     problems: tuple[Problem, ...]
     """All, those of the site and its lists first."""
     datasheet: DataSheet
+    left_out: Mapping[str, Sequence[str]]
+    """By the code of the error, the patient of each case that was left out for it."""
     summary: DataSummary
     """What may leave the site once it has passed the privacy filters."""
 
@@ -106,12 +108,14 @@ def check_site(
     if data.ratings is not None:
         problems += rating_problems(ratings, ids, data.ratings)
     problems += _shared_patients(checked.usable, references)
+    left_out = _left_out(checked)
     return SiteCheck(
         checked=checked,
         references=references,
         problems=(*problems, *checked.problems),
         datasheet=describe_data(checked.usable, checked.facts, references, len(ratings), task),
-        summary=summarise_cases(checked.usable, checked.facts, references, _left_out(checked), task),
+        summary=summarise_cases(checked.usable, checked.facts, references, left_out, task),
+        left_out=left_out,
     )
 
 

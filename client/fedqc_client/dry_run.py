@@ -65,7 +65,9 @@ def what_would_leave(site_file: Path, federation: FederationConfig | None = None
     handshake, summarise = HandshakeRequest.model_validate(common), SummariseRequest.model_validate(common)
     yield from _records(handshake, outgoing(tasks.handshake(site, handshake), site, handshake))
     if not takes_no_part(site, summarise.kind):
-        yield from _records(summarise, outgoing(tasks.summarise(site, summarise), site, summarise))
+        yield from _records(
+            summarise, outgoing(tasks.summarise(site, summarise), site, summarise, remember=False)
+        )
     networks = {
         "train.segmenter": _segmenters(config, task),
         "train.qc": _stages(config, task),

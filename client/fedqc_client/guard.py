@@ -8,7 +8,7 @@ its text and traceback stay in the site's own `site.log`.
 import contextlib
 import secrets
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +48,7 @@ from fedqc.protocol import (
 )
 from fedqc.statistics.allowed import not_allowed
 from fedqc.statistics.privacy import release
+from fedqc.statistics.releases import RELEASES, settle
 from fedqc.statistics.site import (
     CalibrationSummary,
     CrossCheckSummary,
@@ -76,8 +77,19 @@ class Trained:
     labels: LabelsSummary | None = None
 
 
+@dataclass(frozen=True)
+class Told:
+    """Statistics before the privacy filters, and of whom they are."""
+
+    summary: "Summary"
+    about: Mapping[str, str]
+    """By patient, what of the patient the numbers rest on."""
+    basis: str = ""
+    """The model and the settings that they rest on."""
+
+
 Summary = DataSummary | CrossCheckSummary | CalibrationSummary | CurationSummary | SegmentationSummary
-Outcome = HandshakeReply | Trained | Summary | ErrorReply
+Outcome = HandshakeReply | Trained | Told | ErrorReply
 R = TypeVar("R", bound=Request)
 
 
@@ -125,8 +137,10 @@ def answer(
     return Message(records, reply_to=message)
 
 
-def outgoing(outcome: Outcome, site: SiteConfig, request: Request) -> RecordDict:
+def outgoing(outcome: Outcome, site: SiteConfig, request: Request, *, remember: bool = True) -> RecordDict:
     """The records that may leave for `outcome`.
+
+    Without `remember`, for a message that goes nowhere, what is told is not kept for later runs to heed.
 
     Raises:
         GuardError: it holds anything that may not.
@@ -142,7 +156,11 @@ def outgoing(outcome: Outcome, site: SiteConfig, request: Request) -> RecordDict
         )
         outcome = replace(outcome, weights=blurred)
     try:
-        reply = _filtered(outcome, max(site.policy.min_count, request.min_count))
+        min_count = max(site.policy.min_count, request.min_count)
+        reply = _filtered(outcome, min_count)
+        if isinstance(outcome, Told) and isinstance(reply, StatisticsReply) and remember:
+            path, told = site.results / RELEASES, (outcome.about, outcome.basis)
+            reply = StatisticsReply(dict(settle(path, request.kind, reply.values, *told, min_count)))
         records = reply_to_records(reply)
         _check(reply_from_records(records, request.kind), site, request)
     except (ProtocolError, TypeError) as error:
@@ -174,14 +192,8 @@ def _filtered(outcome: Outcome, min_count: int) -> Reply:
             losses = {name: value for name, value in released.items() if isinstance(value, float)}
             labels = dict(release(outcome.labels or {}, min_count))
             return TrainReply(weights=outcome.weights, samples=outcome.samples, losses=losses, labels=labels)
-        case (
-            DataSummary()
-            | CrossCheckSummary()
-            | CalibrationSummary()
-            | CurationSummary()
-            | SegmentationSummary()
-        ):
-            return StatisticsReply(values=dict(release(outcome, min_count)))
+        case Told():
+            return StatisticsReply(values=dict(release(outcome.summary, min_count)))
     raise GuardError(f"{type(outcome).__name__} is nothing that may leave a site")
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -90,13 +90,8 @@ from fedqc.scoring import judge, write_error_maps
 from fedqc.seeding import generator
 from fedqc.segmentation import Segmentation
 from fedqc.statistics.site import (
-    CalibrationSummary,
-    CrossCheckSummary,
-    CurationSummary,
-    DataSummary,
     Figure,
     LabelsSummary,
-    SegmentationSummary,
     summarise_calibration,
     summarise_cross_check,
     summarise_curation,
@@ -106,7 +101,7 @@ from fedqc.statistics.site import (
 from fedqc.task import Task, load_task
 from fedqc.training import Progress
 from fedqc_client.activity import Activity
-from fedqc_client.guard import Trained
+from fedqc_client.guard import Told, Trained
 from fedqc_client.site_data import SiteData, earlier_manifest, load_site_data, training_references
 
 MICROLITRES_PER_MILLILITRE = 1000
@@ -128,7 +123,7 @@ def handshake(site: SiteConfig, request: HandshakeRequest) -> HandshakeReply:
     )
 
 
-def summarise(site: SiteConfig, request: SummariseRequest) -> DataSummary:
+def summarise(site: SiteConfig, request: SummariseRequest) -> Told:
     """Check and preprocess the site's cases and describe them.
 
     Raises:
@@ -136,7 +131,11 @@ def summarise(site: SiteConfig, request: SummariseRequest) -> DataSummary:
     """
     data = load_site_data(site, _task(site, request))
     data.cache.prepare(data.usable, workers=site.compute.workers)
-    return data.check.summary
+    roles = dict.fromkeys((files.id for files in data.references), "reference")
+    about = _about(data.usable, data.cache, roles)
+    for code, patients in data.check.left_out.items():
+        about |= {patient: f"{about.get(patient, '')} {code}" for patient in patients}
+    return Told(data.check.summary, about)
 
 
 def train_segmenter(site: SiteConfig, request: TrainSegmenterRequest) -> Trained | ErrorReply:
@@ -213,7 +212,7 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     return _trained(site, request, stage, part, cases.patients, train_round, owners)
 
 
-def cross_check(site: SiteConfig, request: CrossCheckRequest) -> CrossCheckSummary | ErrorReply:
+def cross_check(site: SiteConfig, request: CrossCheckRequest) -> Told | ErrorReply:
     """Score the labels of all references, as they are, with a model that was trained at other sites."""
     task = _task(site, request)
     data = load_site_data(site, task)
@@ -223,12 +222,13 @@ def cross_check(site: SiteConfig, request: CrossCheckRequest) -> CrossCheckSumma
     compute = _compute(site)
     method.references = CachedCases(data.cache, data.references)
     scores = method.score(network, iter(method.references), compute)
-    return summarise_cross_check(
+    summary = summarise_cross_check(
         [score.quality for score in scores], [case.patient for case in data.references]
     )
+    return Told(summary, _about(data.references, data.cache), _basis(request))
 
 
-def calibrate(site: SiteConfig, request: CalibrateRequest) -> CalibrationSummary | ErrorReply:
+def calibrate(site: SiteConfig, request: CalibrateRequest) -> Told | ErrorReply:
     """Degrade the site's calibration cases in every trained way and compare predicted with true quality."""
     task = _task(site, request)
     data = load_site_data(site, task)
@@ -254,10 +254,11 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> CalibrationSummary
         for patient, true, quality in zip(patients, truth, predicted, strict=True)
     )
     write_self_test(site.results / SELF_TEST, SelfTest(weights=_digest(request.weights), labels=labels))
-    return summarise_calibration(predicted, truth, patients, tau=request.curation.threshold)
+    summary = summarise_calibration(predicted, truth, patients, tau=request.curation.threshold)
+    return Told(summary, _about(held_back, data.cache), _basis(request, request.curation.threshold))
 
 
-def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
+def score(site: SiteConfig, request: ScoreRequest) -> Told:
     """Score the site's candidates, decide, and leave everything a person needs in the site's results folder.
 
     The folder then holds `manifest.json`, `scores.csv`, `models/qc/` and `error_maps/<id>.nii.gz`: the
@@ -328,7 +329,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
     )
     write_scores(site.results / "scores.csv", manifest, task)
     write_manifest(site.results / MANIFEST, manifest)
-    return summarise_curation(
+    summary = summarise_curation(
         quality=[entry.quality for entry in entries],
         regions={
             name: [entry.regions[name] for entry in entries]
@@ -339,6 +340,9 @@ def score(site: SiteConfig, request: ScoreRequest) -> CurationSummary:
         patients=[entry.patient for entry in entries],
         curated=rule.suspended is None,
     )
+    decided = {entry.id: entry.overruled.decision for entry in entries if entry.overruled}
+    basis = _basis(request, request.curation.model_dump_json(), request.calibration)
+    return Told(summary, _about(data.candidates, data.cache, decided), basis)
 
 
 def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> Trained | ErrorReply:
@@ -368,9 +372,7 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
     return _trained(site, request, request.segmentation, network, kept.patients, train_round)
 
 
-def evaluate_segmentation(
-    site: SiteConfig, request: EvaluateSegmentationRequest
-) -> SegmentationSummary | ErrorReply:
+def evaluate_segmentation(site: SiteConfig, request: EvaluateSegmentationRequest) -> Told | ErrorReply:
     """Keep the segmentation model, and try it on the references that it was not trained on."""
     task = _task(site, request)
     segmentation, network = _segmentation_model(request, task)
@@ -381,7 +383,7 @@ def evaluate_segmentation(
         return ErrorReply(ErrorCode.NO_REFERENCE)
     compute = _compute(site)
     scores = list(segmentation.evaluate(network, iter(CachedCases(data.cache, references)), compute))
-    return summarise_segmentation(
+    summary = summarise_segmentation(
         dice=[score.dice for score in scores],
         regions={
             name: [score.regions[name] if name in score.present else math.nan for score in scores]
@@ -389,6 +391,22 @@ def evaluate_segmentation(
         },
         patients=[score.patient for score in scores],
     )
+    return Told(summary, _about(references, data.cache), _basis(request))
+
+
+def _about(
+    cases: Sequence[CaseFiles], cache: CaseCache, more: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """By patient, what statistics of cases rest on: the content of their files, and what more is known."""
+    about: dict[str, list[str]] = {}
+    for files in cases:
+        about.setdefault(files.patient, []).append(digest([cache.hashes(files), (more or {}).get(files.id)]))
+    return {patient: " ".join(sorted(of_cases)) for patient, of_cases in about.items()}
+
+
+def _basis(request: ModelRequest, *more: object) -> str:
+    """The model and the settings on which statistics rest."""
+    return " ".join([_digest(request.weights), *map(str, more)])
 
 
 def _references_for_segmentation(

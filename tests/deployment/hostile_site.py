@@ -84,9 +84,11 @@ def answer_messages() -> None:
         vars(tasks).update(PROTOCOL_VERSION=0)
     honest = guard.outgoing
 
-    def outgoing(outcome: guard.Outcome, site: SiteConfig, request: Request) -> RecordDict:
+    def outgoing(
+        outcome: guard.Outcome, site: SiteConfig, request: Request, *, remember: bool = True
+    ) -> RecordDict:
         trick = planned.get(f"{request.kind} {request.round}")
-        records = honest(outcome, site, request)
+        records = honest(outcome, site, request, remember=remember)
         if trick is not None and isinstance(request, ModelRequest) and isinstance(outcome, guard.Trained):
             records[WEIGHTS] = TRICKS[trick](request.weights, outcome.weights)
         return records

@@ -8,6 +8,7 @@ import pytest
 from fedqc_client.guard import (
     GuardError,
     Outcome,
+    Told,
     Trained,
     answer,
     error_code,
@@ -72,6 +73,14 @@ EVALUATE = EvaluateSegmentationRequest(
     weights=WEIGHTS,
     provenance=Provenance(rounds=2, samples=8, sites=("a",)),
 )
+
+
+ABOUT = {"p": "1", "q": "1"}
+
+
+def data_told(patients: int, **changes: Any) -> Told:
+    """The same as a phase hands it to the guard."""
+    return Told(data_summary(patients, **changes), ABOUT)
 
 
 def data_summary(patients: int, **changes: Any) -> DataSummary:
@@ -182,14 +191,14 @@ def test_another_kind_of_request_is_a_protocol_error(site_file: Path) -> None:
 
 def test_nothing_leaves_without_a_ledger(site_file: Path) -> None:
     (site_file.parent / "results" / "ledger.jsonl").mkdir(parents=True)
-    reply = ask(site_file, SummariseRequest(**COMMON), lambda site, request: data_summary(9))
+    reply = ask(site_file, SummariseRequest(**COMMON), lambda site, request: data_told(9))
     assert {name: dict(record) for name, record in reply.content.items()} == {
         "error": {"code": "ledger-error"}
     }
 
 
 def test_numbers_go_through_the_privacy_filters(site_file: Path) -> None:
-    reply = ask(site_file, SummariseRequest(**COMMON), lambda site, request: data_summary(4))
+    reply = ask(site_file, SummariseRequest(**COMMON), lambda site, request: data_told(4))
     assert dict(reply.content["statistics"]) == {
         "cases": 5,
         "patients": 5,
@@ -206,7 +215,7 @@ def test_the_stricter_min_count_holds(
 ) -> None:
     site = make_site("a", references=0, good=0, spoiled=0, min_count=site_count)
     request = SummariseRequest(**COMMON | {"min_count": federation_count})
-    reply = ask(site, request, lambda site, request: data_summary(4))
+    reply = ask(site, request, lambda site, request: data_told(4))
     assert dict(reply.content["statistics"]) == {}
     trained = Trained(WEIGHTS, 16, {"loss": Figure(value=0.5, patients=4)})
     train = train_request().model_copy(update={"min_count": federation_count})
@@ -223,12 +232,12 @@ FORBIDDEN: list[tuple[Request, Outcome]] = [
     (HandshakeRequest(**COMMON), HELLO.model_copy(update={"site": "b"})),
     (HandshakeRequest(**COMMON), HELLO.model_copy(update={"task": "Maria Muster"})),
     (SummariseRequest(**COMMON), HELLO),
-    (SummariseRequest(**COMMON), data_summary(4, left_out={"Maria-Muster": Figure(value=2, patients=4)})),
+    (SummariseRequest(**COMMON), data_told(4, left_out={"Maria-Muster": Figure(value=2, patients=4)})),
     (
         SummariseRequest(**COMMON),
-        data_summary(4, volume_ml={"Maria": Volume(mean=Figure(value=1, patients=4), sd=None)}),
+        data_told(4, volume_ml={"Maria": Volume(mean=Figure(value=1, patients=4), sd=None)}),
     ),
-    (HandshakeRequest(**COMMON), data_summary(4)),
+    (HandshakeRequest(**COMMON), data_told(4)),
     (SummariseRequest(**COMMON), {"cases": 3}),  # type: ignore[list-item]
     (SummariseRequest(**COMMON), Trained(WEIGHTS, 1, {})),
     (train_request(), Trained(WEIGHTS | {"more": np.ones(3, np.float32)}, 1, {})),
@@ -245,14 +254,14 @@ FORBIDDEN: list[tuple[Request, Outcome]] = [
     (TRAIN_SEGMENTATION, Trained(WEIGHTS, 1, {}, labels_from("seggen"))),
     (TRAIN_SEGMENTATION, Trained({"w": WEIGHTS["w"]}, 1, {})),
     (TRAIN_SEGMENTATION, Trained(WEIGHTS | {"w": np.full((2, 2), np.nan, np.float32)}, 1, {})),
-    (TRAIN_SEGMENTATION, summarise_cross_check([0.5, 0.6], ["p", "q"])),
+    (TRAIN_SEGMENTATION, Told(summarise_cross_check([0.5, 0.6], ["p", "q"]), ABOUT)),
     (CROSS_CHECK, Trained(WEIGHTS, 1, {})),
-    (CROSS_CHECK, summarise_segmentation([0.5, 0.6], {}, ["p", "q"])),
-    (CROSS_CHECK, data_summary(4)),
+    (CROSS_CHECK, Told(summarise_segmentation([0.5, 0.6], {}, ["p", "q"]), ABOUT)),
+    (CROSS_CHECK, data_told(4)),
     (EVALUATE, Trained(WEIGHTS, 1, {})),
-    (EVALUATE, summarise_cross_check([0.5, 0.6], ["p", "q"])),
-    (EVALUATE, summarise_segmentation([0.5, 0.6], {"Maria": [0.5, 0.6]}, ["p", "q"])),
-    (HandshakeRequest(**COMMON), summarise_segmentation([0.5, 0.6], {}, ["p", "q"])),
+    (EVALUATE, Told(summarise_cross_check([0.5, 0.6], ["p", "q"]), ABOUT)),
+    (EVALUATE, Told(summarise_segmentation([0.5, 0.6], {"Maria": [0.5, 0.6]}, ["p", "q"]), ABOUT)),
+    (HandshakeRequest(**COMMON), Told(summarise_segmentation([0.5, 0.6], {}, ["p", "q"]), ABOUT)),
 ]
 
 
@@ -289,16 +298,18 @@ def test_new_statistics_leave_with_enough_patients_only(
 ) -> None:
     for min_count, allowed in ((2, expected), (3, {})):
         site = make_site(f"a{min_count}", references=0, good=0, spoiled=0, min_count=min_count)
-        reply = ask(site, request_, lambda site, request: summary)
+        reply = ask(site, request_, lambda site, request: Told(summary, ABOUT))
         assert dict(reply.content["statistics"]) == allowed
     strict = request_.model_copy(update={"min_count": 3})
-    reply = ask(make_site("a", references=0, good=0, spoiled=0, min_count=1), strict, lambda *_: summary)
+    reply = ask(
+        make_site("a", references=0, good=0, spoiled=0, min_count=1), strict, lambda *_: Told(summary, ABOUT)
+    )
     assert dict(reply.content["statistics"]) == {}
 
 
 def test_cases_of_one_patient_are_one_patient(site_file: Path) -> None:
     site = load_site(site_file)
-    records = outgoing(summarise_cross_check([0.5, 0.6], ["p", "p"]), site, CROSS_CHECK)
+    records = outgoing(Told(summarise_cross_check([0.5, 0.6], ["p", "p"]), ABOUT), site, CROSS_CHECK)
     assert dict(records["statistics"]) == {}
 
 
