@@ -183,24 +183,19 @@ def ledger(
     json: Annotated[bool, typer.Option("--json", help="The lines as they are written down.")] = False,
 ) -> None:
     """Show what has left a site: every message, when, to whom, and all that it told."""
-    from fedqc_client.ledger import NAME, Ledger, Line, in_words
+    from fedqc_client.ledger import NAME, Ledger, in_words
 
     from fedqc.config import load_site
 
-    path = load_site(site).results / NAME
-    shown = 0
-    for line in Ledger(path).lines():
-        if kind is not None and not (isinstance(line, Line) and line.kind == kind):
-            continue
-        shown += 1
-        if not isinstance(line, Line):
-            typer.echo(f"not a whole line: {line[:200]}", err=json)
-        elif json:
-            typer.echo(line.model_dump_json())
-        else:
-            typer.echo("\n".join(in_words(line, weights=weights)))
+    path, shown = load_site(site).results / NAME, 0
+    for text, line in Ledger(path).lines():
+        if line is not None and kind in {None, line.kind}:
+            shown += 1
+            typer.echo(text if json else "\n".join(in_words(line, weights=weights)))
+        elif line is None and not json:
+            typer.echo(f"not a whole line, or of another version: {text[:200]}")
     if not shown:
-        typer.echo(f"{path}: no message of type {kind} has left this site", err=json)
+        typer.echo(f"{path}: no message{f' of type {kind}' if kind else ''} has left this site", err=True)
 
 
 @app.command()

@@ -471,6 +471,12 @@ class CurationConfig(FrozenModel):
                 f"kept; make review {round(most - lowest, 6)} or less"
             )
             raise ValueError(msg)
+        if self.rule == "target" and self.target == "precision" and self.level <= 0.5:
+            msg = f"level {self.level}: half of all labels count as failures, so a precision is above 0.5"
+            raise ValueError(msg)
+        if self.rule == "weights" and self.threshold == 1:
+            msg = "threshold 1: with rule 'weights' no case could be kept; make it lower"
+            raise ValueError(msg)
         return self
 
 

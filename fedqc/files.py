@@ -22,6 +22,11 @@ def replacing(path: Path) -> Iterator[Path]:
         with aside.open("rb") as file:
             os.fsync(file.fileno())  # or a power cut could leave a renamed file full of zeros
         aside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too
+        finally:
+            os.close(folder)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -230,6 +230,8 @@ class ScoreRequest(QCModelRequest):
     curation: CurationConfig
     calibration: Calibration | None = None
     """What the sites counted of labels of known quality, added up; None where no rule needs it."""
+    trusted: bool = True
+    """Whether the site's references are; else there is no self-test, for nobody knows a label's quality."""
     provenance: Provenance
 
 

@@ -39,7 +39,7 @@ class Line(FrozenModel):
     """Its size as it travels."""
     sha256: str
     """Of its content."""
-    content: dict[str, dict[str, Told]]
+    content: dict[str, dict[str, Told]] = {}
     """By record: numbers and words in full; of weights type and shape by name, as `float32 16x4x3x3x3`."""
 
 
@@ -75,8 +75,8 @@ class Ledger:
             file.flush()
             os.fsync(file.fileno())
 
-    def lines(self) -> Iterator[Line | str]:
-        """What is written down, in its order; as text what is no whole line.
+    def lines(self) -> Iterator[tuple[str, Line | None]]:
+        """What is written down, in its order, and as text; None where it is no whole line.
 
         Raises:
             DataError: there is no such file, or it cannot be read.
@@ -84,7 +84,7 @@ class Ledger:
         try:
             with self.path.open(encoding="utf-8", errors="backslashreplace") as file:
                 for text in filter(None, map(str.strip, file)):
-                    yield _line(text, self.path)
+                    yield text, _line(text, self.path)
         except FileNotFoundError:
             raise DataError(f"{self.path}: there is no such file; nothing has left this site yet") from None
         except OSError as error:
@@ -123,9 +123,9 @@ def _form(array: Array) -> str:
     return f"{array.dtype} {'x'.join(map(str, array.shape)) or 'scalar'}"
 
 
-def _line(text: str, path: Path) -> Line | str:
+def _line(text: str, path: Path) -> Line | None:
     try:
         values = json.loads(text)
-        return parse(values, Line, source=str(path)) if isinstance(values, dict) else text
+        return parse(values, Line, source=str(path)) if isinstance(values, dict) else None
     except (ValueError, RecursionError, ConfigError):
-        return text
+        return None

@@ -34,6 +34,7 @@ from fedqc.curation.manifest import (
     Manifest,
     UsedModel,
     carried_over,
+    changing,
     kept,
     read_manifest,
     write_manifest,
@@ -92,6 +93,7 @@ from fedqc.segmentation import Segmentation
 from fedqc.statistics.site import (
     Figure,
     LabelsSummary,
+    effective_number,
     summarise_calibration,
     summarise_cross_check,
     summarise_curation,
@@ -102,7 +104,13 @@ from fedqc.task import Task, load_task
 from fedqc.training import Progress
 from fedqc_client.activity import Activity
 from fedqc_client.guard import Told, Trained
-from fedqc_client.site_data import SiteData, earlier_manifest, load_site_data, training_references
+from fedqc_client.site_data import (
+    SiteData,
+    earlier_manifest,
+    forget_vouched,
+    load_site_data,
+    training_references,
+)
 
 MICROLITRES_PER_MILLILITRE = 1000
 
@@ -131,6 +139,7 @@ def summarise(site: SiteConfig, request: SummariseRequest) -> Told:
     """
     data = load_site_data(site, _task(site, request))
     data.cache.prepare(data.usable, workers=site.compute.workers)
+    forget_vouched(site)
     roles = dict.fromkeys((files.id for files in data.references), "reference")
     about = _about(data.usable, data.cache, roles)
     for code, patients in data.check.left_out.items():
@@ -142,7 +151,7 @@ def train_segmenter(site: SiteConfig, request: TrainSegmenterRequest) -> Trained
     """Train a segmenter on the references outside of a fold, and keep the labels that it makes inside."""
     task = _task(site, request)
     data = load_site_data(site, task)
-    training, _ = training_references(site, task, data, request.seed)
+    training, _ = training_references(site, task, data, request)
     cases = CachedCases(data.cache, training)
     config = request.qc.sources
     if len(cases.patients) < config.folds:  # whoever is segmented would have been learned from
@@ -175,7 +184,7 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     data = load_site_data(site, task)
     stage = get_method(request.qc.method)(task, request.qc).stage(request.stage)
     ratings = ratings_by_case(site.data.ratings) if stage.learns_from == "rated" else {}
-    references, held_back = training_references(site, task, data, request.seed)
+    references, held_back = training_references(site, task, data, request)
     training, trusted = references, {files.patient for files in references}
     if stage.learns_from != "references":
         patients = {files.patient for files in held_back}
@@ -238,24 +247,51 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> Told | ErrorReply:
     method, network = _qc_model(request, task)
     compute = _compute(site)
     _fit(site, request, method, network, CachedCases(data.cache, training), compute)
+    test = _self_test(site, request, data, method, network, compute)
+    summary = summarise_calibration(
+        [one.predicted for one in test.labels],
+        [one.true for one in test.labels],
+        [one.patient for one in test.labels],
+        tau=request.curation.threshold,
+    )
+    return Told(summary, _about(held_back, data.cache), _basis(request, request.curation.threshold))
+
+
+def _self_test(  # noqa: PLR0917 - what is tested, and on what
+    site: SiteConfig,
+    request: CalibrateRequest | ScoreRequest,
+    data: SiteData,
+    method: Method,
+    network: nn.Module,
+    compute: Compute,
+) -> SelfTest:
+    """What the model says of the site's own calibration cases, degraded in every trained way; it stays here.
+
+    It is needed twice, to calibrate and to score: the latest is kept in the results folder.
+    """
+    training, held_back = split_references(data.references, request.seed)
+    files = [data.cache.hashes(one) for one in (*training, *held_back)]
+    how = [fedqc.__version__, method.task.digest, request.qc.model_dump(mode="json"), request.seed, site.name]
+    key = digest([how, _digest(request.weights), len(held_back), files])
+    known = read_self_test(site.results / SELF_TEST)
+    if known is not None and known.key == key:
+        return known
     rng = generator(request.seed, site.name, "calibrate", 0)
-    truth: list[float] = []
-    patients: list[str] = []
+    truth: list[tuple[str, float]] = []
 
     def samples() -> Iterator[Case]:
-        for sample in degrade_cases(CachedCases(data.cache, held_back), task, method.kinds, rng):
-            truth.append(sample.mean_dsc)
-            patients.append(sample.case.patient)
+        for sample in degrade_cases(CachedCases(data.cache, held_back), method.task, method.kinds, rng):
+            truth.append((sample.case.patient, sample.mean_dsc))
             yield sample.case
 
-    predicted = [score.quality for score in method.score(network, samples(), compute)]
+    predicted = [one.quality for one in method.score(network, samples(), compute)]
     labels = tuple(
         KnownLabel(patient=patient, true=true, predicted=quality)
-        for patient, true, quality in zip(patients, truth, predicted, strict=True)
+        for (patient, true), quality in zip(truth, predicted, strict=True)
     )
-    write_self_test(site.results / SELF_TEST, SelfTest(weights=_digest(request.weights), labels=labels))
-    summary = summarise_calibration(predicted, truth, patients, tau=request.curation.threshold)
-    return Told(summary, _about(held_back, data.cache), _basis(request, request.curation.threshold))
+    test = SelfTest(key=key, is_dsc="stars" not in method.figures, labels=labels)
+    write_self_test(site.results / SELF_TEST, test)
+    return test
 
 
 def score(site: SiteConfig, request: ScoreRequest) -> Told:
@@ -268,9 +304,11 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
     data = load_site_data(site, task)
     method, network = _qc_model(request, task)
     compute = _compute(site)
-    training, _ = split_references(data.references, request.seed)
+    training, held_back = split_references(data.references, request.seed)
     references = CachedCases(data.cache, training)
     _fit(site, request, method, network, references, compute)
+    has_test = bool(held_back) and request.trusted
+    test = _self_test(site, request, data, method, network, compute) if has_test else None
     model_sha256 = _store_model(site, request, network, task, reference_files(method, references))
 
     maps = site.results / ".error_maps.new"
@@ -286,7 +324,6 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
     shutil.rmtree(site.results / "error_maps", ignore_errors=True)
     maps.replace(site.results / "error_maps")
     qualities = {judgement.case_id: judgement.quality for judgement in scores}
-    test = read_self_test(site.results / SELF_TEST, _digest(request.weights))
     rule, decisions = decide(qualities, request.curation, test, request.calibration)
     if rule.suspended:
         watch.note(f"all candidates are kept: {rule.suspended}")
@@ -305,30 +342,34 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         )
         for files, judgement in zip(data.candidates, scores, strict=True)
     )
-    earlier = earlier_manifest(site, task)
-    if earlier is None and (site.results / MANIFEST).exists():
-        aside = (site.results / MANIFEST).replace(site.results / "manifest-earlier.json")
-        watch.note(
-            f"the manifest that was there is not of this site and task, or cannot be read; see {aside}"
-        )
-    entries = carried_over(earlier, entries)
     groups = groups_of(data.candidates, data.check.checked.facts)
     gathered = gatherings(groups, [entry.decision is not Outcome.KEEP for entry in entries])
     for one in gathered:
         watch.note(f"warning: {one.sentence}")
-    manifest = Manifest(
-        site=site.name,
-        federation=request.federation,
-        task=task.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=UsedModel(method=method.name, sha256=model_sha256, fedqc=fedqc.__version__),
-        rule=rule,
-        entries=entries,
-        gatherings=gathered,
-        left_out=_left_out(data),
-    )
-    write_scores(site.results / "scores.csv", manifest, task)
-    write_manifest(site.results / MANIFEST, manifest)
+    with changing(site.results):  # somebody may be overruling
+        earlier = earlier_manifest(site, task)
+        if earlier is None and (site.results / MANIFEST).exists():
+            aside = site.results / f"manifest-until-{datetime.now(UTC):%Y%m%dT%H%M%S}.json"
+            (site.results / MANIFEST).replace(aside)
+            watch.note(
+                f"the manifest that was there is of another site or task, or damaged; it is {aside.name}"
+            )
+        entries, remembered = carried_over(earlier, entries)
+        manifest = Manifest(
+            site=site.name,
+            federation=request.federation,
+            task=task.name,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=UsedModel(method=method.name, sha256=model_sha256, fedqc=fedqc.__version__),
+            rule=rule,
+            entries=entries,
+            gatherings=gathered,
+            left_out=_left_out(data),
+            remembered=remembered,
+        )
+        write_scores(site.results / "scores.csv", manifest, task)
+        write_manifest(site.results / MANIFEST, manifest)
+    forget_vouched(site)
     summary = summarise_curation(
         quality=[entry.quality for entry in entries],
         regions={
@@ -339,6 +380,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         outcomes=[entry.outcome for entry in entries],
         patients=[entry.patient for entry in entries],
         curated=rule.suspended is None,
+        tested=test.patients if test else None,
     )
     decided = {entry.id: entry.overruled.decision for entry in entries if entry.overruled}
     basis = _basis(request, request.curation.model_dump_json(), request.calibration)
@@ -365,11 +407,13 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
     segmentation, network = _segmentation_model(request, task)
     kept = CachedCases(data.cache, cases)
 
+    drawn = [weights.get(files.id, 1.0) for files in cases]
+
     def train_round(plan: RoundPlan, compute: Compute, progress: Progress) -> RoundResult:
-        drawn = [weights.get(files.id, 1.0) for files in cases]
         return segmentation.train_round(network, kept, plan, compute, progress, weights=drawn)
 
-    return _trained(site, request, request.segmentation, network, kept.patients, train_round)
+    behind = effective_number(drawn, [files.patient for files in cases])
+    return _trained(site, request, request.segmentation, network, kept.patients, train_round, behind=behind)
 
 
 def evaluate_segmentation(site: SiteConfig, request: EvaluateSegmentationRequest) -> Told | ErrorReply:
@@ -554,6 +598,8 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
     patients: Collection[str],
     train_round: Callable[[RoundPlan, Compute, Progress], RoundResult],
     owners: Sequence[str] = (),
+    *,
+    behind: int | None = None,
 ) -> Trained:
     """This site's share of a round of training.
 
@@ -567,6 +613,7 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
         patients: whose cases are trained on, one or more.
         train_round: trains the network in place.
         owners: the patient of each case, where it draws labels of known quality.
+        behind: how many patients the losses tell something about, where some weigh more than others.
     """
     compute, watch = _compute(site), Activity.at(site, request)
     before = (request.round - 1) * config.local_steps
@@ -592,7 +639,7 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
     result = with_smaller_batches(attempt, config.batch_size, watch.note)
     # The losses tell something about those drawn. Labels of known quality are drawn with replacement.
     drawn = patients if result.drawn is None else {owners[case] for case, _, _ in result.drawn.chosen}
-    n_patients = min(len(drawn), result.samples)
+    n_patients = min(len(drawn), result.samples, len(drawn) if behind is None else behind)
     return Trained(
         weights={
             name: tensor.detach().cpu().numpy().astype(request.weights[name].dtype, copy=False)
@@ -641,7 +688,8 @@ def _kept_weights(site: SiteConfig, task: Task, data: SiteData) -> dict[str, flo
             f"{path}: kept cases changed or vanished since they were scored: {', '.join(changed[:5])}; "
             "score the site's cases again"
         )
-    return {case: entry.weight for case, entry in entries.items()}
+    # What a person vouched for counts in full, whatever the rule thought of it.
+    return {case: 1.0 if entry.overruled else entry.weight for case, entry in entries.items()}
 
 
 def _input_files(site: SiteConfig, task: Task, cache: CaseCache, files: CaseFiles) -> dict[str, InputFile]:

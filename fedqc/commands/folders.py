@@ -86,3 +86,17 @@ def checked_cases(
             f"the first problem: {first}"
         )
     return found
+
+
+def user_name() -> str:
+    """Who runs this.
+
+    Raises:
+        ConfigError: the system does not know.
+    """
+    from getpass import getuser
+
+    try:
+        return getuser()
+    except (KeyError, OSError):
+        raise ConfigError("--by is missing, and this system does not know the user's name; give it") from None

@@ -75,13 +75,14 @@ def overrule(
     reason: Annotated[str, typer.Option(help="Why, for whoever reads it later.")] = "",
 ) -> None:
     """Decide about a case in place of the rule; a later run respects it as long as the files are the same."""
-    from getpass import getuser
-
+    from fedqc.commands.folders import user_name
     from fedqc.curation.manifest import overrule as decide
 
     config, task, _ = _read(site)
     chosen = None if decision is Choice.RULE else decision.value
-    entry = decide(config.results, task, case, chosen, by=getuser() if by is None else by, reason=reason)
+    entry = decide(
+        config.results, task, case, chosen, by=by if by is not None else user_name(), reason=reason
+    )
     typer.echo(f"{case}: {entry.outcome} (the rule said {entry.decision}: {entry.reason})")
 
 
@@ -128,7 +129,15 @@ def _read(site: Path) -> "tuple[SiteConfig, Task, Manifest]":
     """A site's configuration, task and manifest."""
     from fedqc.config import load_site
     from fedqc.curation.manifest import MANIFEST, read_manifest
+    from fedqc.errors import DataError
     from fedqc.task import load_task
 
     config = load_site(site)
-    return config, load_task(config.task), read_manifest(config.results / MANIFEST)
+    task, path = load_task(config.task), config.results / MANIFEST
+    manifest = read_manifest(path)
+    if (manifest.site, manifest.task) != (config.name, task.name):
+        raise DataError(
+            f"{path}: is of site {manifest.site!r} and task {manifest.task!r}, not of {config.name!r} and "
+            f"{task.name!r}; score this site's cases first"
+        )
+    return config, task, manifest

@@ -21,21 +21,40 @@ def review(
 
     The page is served to this machine only, until stopped with Ctrl-C. Decisions are saved at once.
     """
-    import webbrowser
-    from getpass import getuser
-
+    from fedqc.commands.folders import user_name
     from fedqc.config import load_site
     from fedqc.review.serve import serve_review
     from fedqc.review.worklist import Worklist
     from fedqc.task import load_task
 
     config = load_site(site)
-    worklist = Worklist(config, load_task(config.task), by=getuser() if by is None else by)
+    worklist = Worklist(config, load_task(config.task), by=by if by is not None else user_name())
 
     def opened(address: str) -> None:
         typer.echo(f"{len(worklist.ids)} cases of {config.name}; open {address}")
-        typer.echo("stop with Ctrl-C; what is decided is saved")
+        typer.echo(f"{worklist.by} decides; stop with Ctrl-C, what is decided is saved")
         if browser:
-            webbrowser.open(address)
+            _open(address)
 
     serve_review(worklist, port, opened)
+
+
+def _open(address: str) -> None:
+    """Open the address in a browser, without its token in the list of processes, which all users can read."""
+    import os
+    import tempfile
+    import threading
+    import webbrowser
+
+    descriptor, name = tempfile.mkstemp(".html", "fedqc-review-")  # mode 0600
+    os.close(descriptor)
+    page = Path(name)
+    page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0;url={address}">', encoding="utf-8")
+
+    def show() -> None:  # a text browser would keep the server waiting that it waits for
+        webbrowser.open(page.as_uri())
+
+    threading.Thread(target=show, daemon=True).start()
+    forget = threading.Timer(60, page.unlink, kwargs={"missing_ok": True})
+    forget.daemon = True
+    forget.start()

@@ -122,6 +122,6 @@ FORMS: dict[str, Callable[[Manifest, Task], str]] = {
 
 def _image(entry: Entry, task: Task) -> Any:
     """The file of all modalities, or one of each, in the task's order."""
-    roles = [role for role in ("image", *task.modalities) if role in entry.files]
+    roles = [role for role in dict.fromkeys(("image", *task.modalities)) if role in entry.files]
     paths = [f"./{entry.files[role].path}" for role in roles]
     return paths[0] if len(paths) == 1 else paths

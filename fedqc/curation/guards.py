@@ -24,7 +24,7 @@ MAX_GROUPS = 20
 
 
 class Gathering(FrozenModel):
-    """A group in which far more, or far fewer, cases were dropped than in the rest of the site."""
+    """A group in which far more cases are not kept than in the rest of the site."""
 
     column: str
     """What the cases are grouped by, such as scanner."""
@@ -84,7 +84,7 @@ def groups_of(cases: Sequence[CaseFiles], facts: Mapping[str, CaseFacts]) -> dic
 
 
 def gatherings(groups: Mapping[str, Sequence[str]], not_kept: Sequence[bool]) -> tuple[Gathering, ...]:
-    """The groups in which what is not kept gathers, or hardly is; the least likely by chance first.
+    """The groups in which what is not kept gathers, the least likely by chance first.
 
     Cases count as independent, which several of one patient are not.
 
@@ -98,10 +98,14 @@ def gatherings(groups: Mapping[str, Sequence[str]], not_kept: Sequence[bool]) ->
     found: list[Gathering] = []
     for column, values in groups.items():
         names = sorted(set(values))
-        for name in names[:1] if len(names) == 2 else names:
+        for name in names:
             inside = np.array([value == name for value in values])
-            counts = [int(part.sum()) for part in (inside, out & inside, ~inside, out & ~inside)]
-            n, n_out, others, others_out = counts
+            n, n_out, others, others_out = (
+                int(part.sum()) for part in (inside, out & inside, ~inside, out & ~inside)
+            )
+            is_more = n_out * others > others_out * n
+            if len(names) == 2 and not is_more:
+                continue
             p = float(fisher_exact([[n_out, n - n_out], [others_out, others - others_out]]).pvalue)
             found.append(
                 Gathering(
@@ -114,7 +118,11 @@ def gatherings(groups: Mapping[str, Sequence[str]], not_kept: Sequence[bool]) ->
                     p_value=min(p, 1.0),
                 )
             )
-    return tuple(one for one in _by_holm(found) if one.p_value < LEVEL)
+    return tuple(
+        one
+        for one in _by_holm(found)
+        if one.p_value < LEVEL and one.n_not_kept * one.n_others > one.n_others_not_kept * one.n_cases
+    )
 
 
 def _by_holm(found: Sequence[Gathering]) -> list[Gathering]:

@@ -4,12 +4,16 @@ It stays at the site. It holds the hash of every input file, the model and the r
 checked and made again, and it is what the segmentation stage reads to know which cases take part.
 """
 
+import contextlib
 import csv
+import fcntl
 import io
 import json
+import os
+import pwd
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
@@ -89,9 +93,23 @@ class Entry(FrozenModel):
     """By a person, whose decision holds as long as the files are the same."""
 
     @property
+    def hashes(self) -> tuple[str, ...]:
+        """SHA-256 of each file, images first."""
+        return tuple(file.sha256 for file in self.files.values())
+
+    @property
     def outcome(self) -> Outcome:
         """What holds in the end."""
         return self.overruled.decision if self.overruled else self.decision
+
+
+class Remembered(FrozenModel):
+    """What a person decided about a case that is not among the candidates at present."""
+
+    id: str = Field(min_length=1)
+    hashes: tuple[Sha256, ...]
+    """Of the files that it was about, images first."""
+    overruled: Overruled
 
 
 class LeftOut(FrozenModel):
@@ -139,6 +157,7 @@ class Manifest(FrozenModel):
     gatherings: tuple[Gathering, ...] = ()
     """Groups in which what is not kept gathers: a warning for a person."""
     left_out: tuple[LeftOut, ...] = ()
+    remembered: tuple[Remembered, ...] = ()
 
     @model_validator(mode="after")
     def _no_case_twice(self) -> Self:
@@ -188,6 +207,7 @@ def overrule(results: Path, task: Task, case: str, decision: str | None, *, by: 
         The case as it stands now.
 
     Raises:
+        ConfigError: the manifest belongs to another user.
         DataError: there is no manifest, or no such case in it.
     """
     path = results / MANIFEST
@@ -196,21 +216,55 @@ def overrule(results: Path, task: Task, case: str, decision: str | None, *, by: 
         when = datetime.now(UTC).isoformat(timespec="seconds")
         values = {"decision": decision, "by": by, "when": when, "reason": reason}
         overruled = parse(values, Overruled, source=f"case {case}")
-    manifest = with_overruled(read_manifest(path), case, overruled)
-    write_manifest(path, manifest)
-    write_scores(results / "scores.csv", manifest, task)
+    with changing(results):
+        manifest = with_overruled(read_manifest(path), case, overruled)
+        owner = path.stat().st_uid
+        if owner != os.geteuid():  # a file of root would be lost to the service that has to read it
+            raise ConfigError(
+                f"{path}: belongs to {_name(owner)}; decide as that user: sudo -u {_name(owner)} fedqc ..."
+            )
+        write_scores(results / "scores.csv", manifest, task)
+        write_manifest(path, manifest)
     return next(entry for entry in manifest.entries if entry.id == case)
 
 
-def carried_over(earlier: Manifest | None, entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """New entries with what people decided before, as far as it was about the very same files."""
-    decided = {entry.id: entry for entry in earlier.entries if entry.overruled} if earlier else {}
-    return tuple(
-        entry.model_copy(update={"overruled": decided[entry.id].overruled})
-        if entry.id in decided and decided[entry.id].files == entry.files
-        else entry
-        for entry in entries
-    )
+@contextlib.contextmanager
+def changing(results: Path) -> Iterator[None]:
+    """Nobody else changes the manifest of a results folder meanwhile: not another process either."""
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / ".manifest.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _name(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
+
+
+def carried_over(
+    earlier: Manifest | None, entries: Iterable[Entry]
+) -> tuple[tuple[Entry, ...], tuple[Remembered, ...]]:
+    """New entries with what people decided before, as far as it was about files of the same content.
+
+    Returns:
+        The entries, and what was decided about others: they may be back in the next run.
+    """
+    known: dict[tuple[str, tuple[str, ...]], Remembered] = {}
+    if earlier is not None:
+        decided = [
+            Remembered(id=entry.id, hashes=entry.hashes, overruled=entry.overruled)
+            for entry in earlier.entries
+            if entry.overruled
+        ]
+        known = {(one.id, one.hashes): one for one in (*earlier.remembered, *decided)}
+    carried = []
+    for entry in entries:
+        before = known.pop((entry.id, entry.hashes), None)
+        carried.append(entry.model_copy(update={"overruled": before.overruled}) if before else entry)
+    return tuple(carried), tuple(known.values())
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -155,11 +155,11 @@ class ConformalRule:
     def _decision(self, quality: float, p: float, largest: float) -> Decision:
         shown = f"predicted DSC {_shown(quality, self.threshold)}, as good in {p:.1%} of failures"
         if p <= largest:
-            why = f"up to {largest:.1%} keep failures at {self.alpha:.0%} of what is kept"
+            why = f"up to {largest:.1%} keep failures at {100 * self.alpha:.3g} % of what is kept"
             return Decision(Outcome.KEEP, f"{shown}: {why}")
         if quality < self.threshold:
             return Decision(Outcome.DROP, f"{shown}, and below {self.threshold:g}")
-        why = f"keeping it could bring failures above {self.alpha:.0%} of what is kept"
+        why = f"keeping it could bring failures above {100 * self.alpha:.3g} % of what is kept"
         return Decision(Outcome.REVIEW, f"{shown}: {why}")
 
 
@@ -241,7 +241,7 @@ def make_rule(config: CurationConfig, calibration: Calibration | None = None) ->
             return _target_rule(config, _there(config, calibration))
         case "conformal":
             known = _there(config, calibration)
-            if 1 / (1 + known.n_failing) > config.alpha:
+            if 1 / (1 + round(known.n_failing)) > config.alpha:
                 raise DataError(
                     f"rule conformal: there are failures of {known.n_failing:.0f} patients among the labels "
                     f"of known quality; at alpha {config.alpha:g} it takes {math.ceil(1 / config.alpha) - 1}"

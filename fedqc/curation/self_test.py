@@ -35,16 +35,23 @@ class KnownLabel(FrozenModel):
 class SelfTest(FrozenModel):
     """What a model said of a site's labels of known quality."""
 
-    weights: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """SHA-256 of the model that was tested, as it came."""
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """Stands for the model, its settings and the cases that it was tested with."""
+    is_dsc: bool = True
+    """Whether it predicts DSC, and no other quality, such as stars."""
     labels: tuple[KnownLabel, ...] = Field(min_length=1)
+
+    @property
+    def patients(self) -> int:
+        """Distinct patients behind it."""
+        return len({one.patient for one in self.labels})
 
     def failed(self, config: CurationConfig) -> str | None:
         """Why the model must not drop anything at this site, in words; None if it may."""
         predicted, true = ([getattr(one, name) for one in self.labels] for name in ("predicted", "true"))
         here = "on this site's own labels of known quality"
         error = mae(predicted, true)
-        if error is not None and error > config.max_mae:
+        if self.is_dsc and error is not None and error > config.max_mae:
             return f"{here} it errs by {error:.2f} DSC on average, more than {config.max_mae:g}"
         area = auroc([-one for one in predicted], [one < config.threshold for one in true])
         if area is not None and area < config.min_auroc:
@@ -68,10 +75,9 @@ def write_self_test(path: Path, test: SelfTest) -> None:
         aside.write_text(test.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def read_self_test(path: Path, weights: str | None = None) -> SelfTest | None:
-    """The test of the model with these weights, or of whichever; None where there is none to read."""
+def read_self_test(path: Path) -> SelfTest | None:
+    """What was tested last; None where there is none that can be read."""
     try:
-        found = parse(json.loads(path.read_text(encoding="utf-8")), SelfTest, source=str(path))
+        return parse(json.loads(path.read_text(encoding="utf-8")), SelfTest, source=str(path))
     except (OSError, ValueError, RecursionError, TypeError, ConfigError):
         return None
-    return found if weights in {None, found.weights} else None

@@ -46,19 +46,23 @@ def _other_decisions(manifest: Manifest) -> list[str]:
     """Decisions that the rule would not make again of the same qualities."""
     quality = {entry.id: entry.quality for entry in manifest.entries}
     if manifest.rule.suspended:
-        expected = dict.fromkeys(quality, Outcome.KEEP)
+        expected = dict.fromkeys(quality, (Outcome.KEEP, 1.0))
     else:
         try:
             decided = make_rule(manifest.rule.config, manifest.rule.calibration).decide(quality)
         except FedQCError as error:
             return [f"the rule cannot be applied again: {error}"]
         limit = manifest.rule.config.most_dropped
-        expected = {case: one.outcome for case, one in limited(decided, quality, limit).items()}
-    return [
-        f"case {entry.id}: the rule says {expected[entry.id]}, the manifest {entry.decision}"
-        for entry in manifest.entries
-        if expected[entry.id] is not entry.decision
-    ]
+        made = limited(decided, quality, limit)
+        expected = {case: (one.outcome, one.weight) for case, one in made.items()}
+    found = []
+    for entry in manifest.entries:
+        outcome, weight = expected[entry.id]
+        if outcome is not entry.decision:
+            found.append(f"case {entry.id}: the rule says {outcome}, the manifest {entry.decision}")
+        elif abs(weight - entry.weight) > 1e-9:
+            found.append(f"case {entry.id}: the rule gives weight {weight:g}, the manifest {entry.weight:g}")
+    return found
 
 
 def _other_model(manifest: Manifest, weights: Path | None) -> list[str]:

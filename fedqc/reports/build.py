@@ -33,7 +33,7 @@ OUTCOMES = ("keep", "review", "drop")
 UNTRAINED_R = 0.3
 """Where predicted and true quality correlate less than this, the model has learned nothing to speak of."""
 UNTRAINED_DROPPED = 0.95
-"""A model that drops more than this share of all annotations is more likely wrong than right."""
+"""A model that keeps less than the rest of all annotations is more likely wrong than right."""
 MOST_FAULTS = 200
 
 _FAULTS = {
@@ -267,8 +267,9 @@ def untrained_notes(record: RunRecord, r: float | None = None) -> list[Note]:
     if r is None and rs:
         r = rs[len(rs) // 2]
     signs = []
-    if total and decided["drop"] >= UNTRAINED_DROPPED * total:
-        signs.append(f"{count(decided['drop'])} of {count(total)} annotations are dropped")
+    not_kept = total - decided["keep"]
+    if total and not_kept >= UNTRAINED_DROPPED * total:
+        signs.append(f"{count(not_kept)} of {count(total)} annotations are not kept")
     if r is not None and r < UNTRAINED_R:
         signs.append(f"its predictions hardly follow the truth (r\u00a0=\u00a0{number(r, 2)})")
     if not signs:
@@ -518,13 +519,13 @@ def _decision_table(record: RunRecord, decided: Mapping[str, Mapping[str, int | 
     rows = []
     for site, one in decided.items():
         told = record.sites[site]["score"]
-        candidates, drop = told.get("candidates"), one["drop"]
+        candidates, keep = told.get("candidates"), one["keep"]
         rows.append(
             (
                 f"{site} *" if told.get("curated") == 0 else site,
                 count(candidates),
                 *(count(one[outcome]) for outcome in OUTCOMES),
-                percent(drop / candidates) if candidates and drop is not None else UNKNOWN,
+                percent(1 - keep / candidates) if candidates and keep is not None else UNKNOWN,
                 mean_sd(told.get("quality_mean"), told.get("quality_sd")),
                 *(number(told.get(f"regions_mean.{region}")) for region in _regions(record)),
             )
@@ -544,7 +545,7 @@ def _decision_table(record: RunRecord, decided: Mapping[str, Mapping[str, int | 
             "kept",
             "review",
             "dropped",
-            "share dropped",
+            "share not kept",
             "predicted DSC, mean \u00b1 sd",
             *regions,
         ),

@@ -130,8 +130,8 @@ def rule_in_words(curation: Mapping[str, Any]) -> str | None:
         "target": f"dropped below the predicted DSC that reached a {get('target')} of {get('level', 0):g} in "
         f"finding labels with a true DSC under {threshold}",
         "conformal": "as many are kept as go with at most "
-        f"{get('alpha', 0):.0%} labels with a true DSC under {threshold} among them, on average",
-        "quantile": f"the worst {get('share', 0):.0%} of each site are dropped",
+        f"{100 * get('alpha', 0):.3g} % labels with a true DSC under {threshold} among them, on average",
+        "quantile": f"the worst {100 * get('share', 0):.3g} % of each site are dropped",
         "weights": f"a predicted DSC of {threshold} or under is dropped, better ones are drawn more often",
     }
     if (rule := get("rule")) not in known:

@@ -1,7 +1,9 @@
 """The web application behind the review page. It serves one person on the same machine.
 
-Whoever opens it has to know a token that is used up by that; then a cookie stands for it. Another host name
-(a page elsewhere that was made to point here) and requests that come from another page are refused.
+The page itself holds nothing of the site. Whoever opens it has to know a token, which stands behind the `#`
+of the address, where neither logs nor other pages see it. It is used up by exchanging it for a secret that
+the page sends with every request, in a header of its own: unlike a cookie it goes to no other port of this
+machine. Another host name (a page elsewhere that was made to point here) and other pages are refused.
 """
 
 import hmac
@@ -13,9 +15,12 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fedqc.errors import FedQCError
 from fedqc.review.worklist import Worklist
@@ -23,22 +28,25 @@ from fedqc.review.worklist import Worklist
 STATIC = Path(__file__).parent / "static"
 VIEWER = STATIC / "niivue.js"
 """NiiVue, which the build of the wheel puts there."""
+SECRET = "x-fedqc-review"  # noqa: S105 - the header's name
 _FILES = {
+    "page.html": "text/html",
     "page.css": "text/css",
     "page.js": "text/javascript",
     "niivue.js": "text/javascript",
 }
 _HEADERS = {
     # NiiVue inflates and reads in WebAssembly and workers that it makes of its own text.
-    "Content-Security-Policy": (
+    "content-security-policy": (
         "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
         "font-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
 }
 _LONGEST_BODY = 10_000
 Handler = Callable[[Request], Awaitable[Response]]
@@ -55,107 +63,123 @@ class ReviewApp:
     def __init__(self, worklist: Worklist, port: int) -> None:
         self._worklist = worklist
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
-        self._cookie = f"fedqc-review-{port}"  # cookies of all ports of a host are one set
-        self._session = secrets.token_urlsafe(32)
+        self._secret = secrets.token_urlsafe(32)
         self._token: str | None = secrets.token_urlsafe(32)
-        self.address = f"http://127.0.0.1:{port}/?token={self._token}"
+        self.address = f"http://127.0.0.1:{port}/#{self._token}"
         """To open once."""
+        case = "/api/cases/{number:int}"
         self.app = Starlette(
             routes=[
-                Route("/", self._guarded(self._page)),
-                Route("/static/{name}", self._guarded(self._static)),
-                Route("/api/worklist", self._guarded(self._overview)),
-                Route("/api/cases/{number:int}", self._guarded(self._case)),
-                Route("/api/cases/{number:int}/decision", self._guarded(self._decide), methods=["POST"]),
-                Route("/api/cases/{number:int}/volumes/{name}", self._guarded(self._volume)),
-            ]
+                Route("/", self._static),
+                Route("/static/{name}", self._static),
+                Route("/api/enter", self._answering(self._enter), methods=["POST"]),
+                Route("/api/worklist", self._known(self._overview)),
+                Route(case, self._known(self._case)),
+                Route(f"{case}/decision", self._known(self._decide), methods=["POST"]),
+                Route(f"{case}/volumes/{{name}}", self._known(self._volume)),
+            ],
+            middleware=[Middleware(_OwnHeaders)],
         )
 
-    def _guarded(self, handler: Handler) -> Handler:
-        """A handler that is only reached by the person who opened the page."""
+    def _known(self, handler: Handler) -> Handler:
+        """A handler for the page that was opened with the token."""
 
-        async def guarded(request: Request) -> Response:
-            refused = self._refusal(request)
+        async def known(request: Request) -> Response:
+            given = request.headers.get(SECRET, "")
+            if not hmac.compare_digest(given.encode(), self._secret.encode()):
+                return _told("open the address that fedqc review prints; it works once for each start", 403)
+            return await handler(request)
+
+        return self._answering(known)
+
+    def _answering(self, handler: Handler) -> Handler:
+        """A handler that answers nobody but a page of this very server, and whose errors are sentences."""
+
+        async def answering(request: Request) -> Response:
+            if request.headers.get("host") not in self._hosts:
+                return _told("this page has another address", 421)
+            origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "same-origin")
+            own = {f"http://{host}" for host in self._hosts}
+            if (origin is not None and origin not in own) or site != "same-origin":
+                return _told("this page answers no other page", 403)
             try:
-                response = refused or await handler(request)
+                return await handler(request)
             except IndexError:
-                response = JSONResponse({"error": "there is no such case"}, status_code=404)
+                return _told("there is no such case", 404)
             except (FedQCError, OSError) as error:
-                response = JSONResponse({"error": str(error)}, status_code=409)
-            response.headers.update(_HEADERS)
-            response.headers.setdefault("Cache-Control", "no-store")
-            return response
+                return _told(str(error), 409)
 
-        return guarded
+        return answering
 
-    def _refusal(self, request: Request) -> Response | None:
+    async def _static(self, request: Request) -> Response:
         if request.headers.get("host") not in self._hosts:
-            return PlainTextResponse("this page has another address", status_code=421)
-        origin = request.headers.get("origin")
-        if origin is not None and origin not in {f"http://{host}" for host in self._hosts}:
-            return PlainTextResponse("this page answers no other page", status_code=403)
-        if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
-            return PlainTextResponse("this page answers no other page", status_code=403)
-        if self._is_new(request):
-            return None
-        given = request.cookies.get(self._cookie, "")
-        if not hmac.compare_digest(given.encode(), self._session.encode()):
-            return PlainTextResponse(
-                "open the address that fedqc review printed; it works once, and the next start gives another",
-                status_code=403,
-            )
-        return None
-
-    def _is_new(self, request: Request) -> bool:
-        """Whether someone opens the page for the first time, with the token."""
-        given = request.query_params.get("token")
-        if request.url.path != "/" or given is None or self._token is None:
-            return False
-        return hmac.compare_digest(given.encode(), self._token.encode())
-
-    async def _page(self, request: Request) -> Response:
-        if self._is_new(request):
-            self._token = None
-            response = RedirectResponse("/", status_code=303)
-            response.set_cookie(self._cookie, self._session, httponly=True, samesite="strict")
-            return response
-        return FileResponse(STATIC / "page.html", media_type="text/html")
-
-    @staticmethod
-    async def _static(request: Request) -> Response:
-        name = request.path_params["name"]
+            return _told("this page has another address", 421)
+        name = request.path_params.get("name", "page.html")
         if name not in _FILES:
-            return PlainTextResponse("there is no such file", status_code=404)
+            return _told("there is no such file", 404)
         return FileResponse(STATIC / name, media_type=_FILES[name])
+
+    async def _enter(self, request: Request) -> Response:
+        """The secret, in exchange for the token."""
+        given = (await request.body())[:1000]
+        if self._token is None or not hmac.compare_digest(given, self._token.encode()):
+            return _told("this address was used already, or is not the one; start fedqc review again", 403)
+        self._token = None
+        return JSONResponse({"secret": self._secret})
 
     async def _overview(self, request: Request) -> Response:
         del request
         return JSONResponse(await run_in_threadpool(self._worklist.overview))
 
     async def _case(self, request: Request) -> Response:
-        return JSONResponse(self._worklist.case(request.path_params["number"]))
+        return JSONResponse(await run_in_threadpool(self._worklist.case, request.path_params["number"]))
 
     async def _volume(self, request: Request) -> Response:
         name = request.path_params["name"].removesuffix(".gz").removesuffix(".nii")
-        path = self._worklist.volume(request.path_params["number"], name)
-        if path is None or not path.is_file():
-            return JSONResponse({"error": f"{path or name}: there is no such file"}, status_code=404)
-        return FileResponse(path, media_type="application/octet-stream")
+        number = request.path_params["number"]
+        return await run_in_threadpool(_file, self._worklist.volume(number, name))
 
     async def _decide(self, request: Request) -> Response:
-        if request.headers.get("origin") is None:  # browsers always say where a POST comes from
-            return PlainTextResponse("this page answers no other page", status_code=403)
         chosen = await _chosen(request)
         if isinstance(chosen, str):
-            return JSONResponse({"error": chosen}, status_code=400)
+            return _told(chosen, 400)
         number = request.path_params["number"]
-        return JSONResponse(
-            await run_in_threadpool(self._worklist.decide, number, chosen["decision"], chosen["reason"])
-        )
+        return JSONResponse(await run_in_threadpool(self._worklist.decide, number, **chosen))
+
+
+class _OwnHeaders:
+    """Adds the headers of all answers, errors of the router included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+                message["headers"] = [*message["headers"], *own]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)
+
+
+def _told(sentence: str, status: int) -> JSONResponse:
+    return JSONResponse({"error": sentence}, status_code=status)
+
+
+def _file(path: Path | None) -> Response:
+    """A volume's file; what is wrong with it is said before anything is sent."""
+    if path is None:
+        raise HTTPException(404)
+    try:
+        with path.open("rb"):
+            return FileResponse(path, media_type="application/octet-stream")
+    except OSError as error:
+        return _told(f"{path}: {error.strerror or error}", 404)
 
 
 async def _chosen(request: Request) -> dict[str, Any] | str:
-    """Decision and reason of a request, or what is wrong with it."""
+    """Decision, reason and what was seen, or what is wrong with the request."""
     body = await request.body()
     if len(body) > _LONGEST_BODY:
         return "the reason is too long"
@@ -163,8 +187,10 @@ async def _chosen(request: Request) -> dict[str, Any] | str:
         values = json.loads(body)
     except (ValueError, RecursionError):
         values = None
-    if not isinstance(values, dict) or set(values) != {"decision", "reason"}:
-        return "a decision and a reason are expected"
-    if values["decision"] not in ("keep", "drop", None) or not isinstance(values["reason"], str):
-        return "a decision is keep, drop or null, a reason is text"
+    if not isinstance(values, dict) or set(values) != {"choice", "reason", "seen"}:
+        return "a choice, a reason and what was seen are expected"
+    if values["choice"] not in ("keep", "drop", None):
+        return "a choice is keep, drop or null"
+    if not (isinstance(values["reason"], str) and isinstance(values["seen"], str)):
+        return "a reason, and what was seen, are text"
     return values

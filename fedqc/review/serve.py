@@ -1,5 +1,6 @@
 """Serves the review page on this machine, to whoever has the address."""
 
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -8,6 +9,19 @@ import uvicorn
 from fedqc.errors import ConfigError
 from fedqc.review.app import VIEWER, ReviewApp
 from fedqc.review.worklist import Worklist
+
+
+class _Server(uvicorn.Server):
+    """Says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._started = started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        self._started()
 
 
 def serve_review(worklist: Worklist, port: int, opened: Callable[[str], None]) -> None:
@@ -21,7 +35,11 @@ def serve_review(worklist: Worklist, port: int, opened: Callable[[str], None]) -
     Raises:
         ConfigError: the port is taken, or this installation has no viewer.
     """
-    check_viewer()
+    if not VIEWER.is_file():
+        raise ConfigError(
+            f"{VIEWER}: there is no viewer in this installation; install Node.js with npm and fedqc "
+            "once more (pip install --force-reinstall --no-deps), or its wheel, which has it"
+        )
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -29,20 +47,7 @@ def serve_review(worklist: Worklist, port: int, opened: Callable[[str], None]) -
         except OSError as error:
             raise ConfigError(f"--port {port}: {error.strerror}; name another one, or leave it out") from None
         review = ReviewApp(worklist, listening.getsockname()[1])
-        listening.listen()
-        opened(review.address)
         # Errors are answered to the page; what else goes wrong is worth a line here.
-        uvicorn.Server(uvicorn.Config(review.app, log_level="warning", server_header=False)).run([listening])
-
-
-def check_viewer() -> None:
-    """Refuse to begin without the viewer.
-
-    Raises:
-        ConfigError: the build of this installation had no npm to fetch it with.
-    """
-    if not VIEWER.is_file():
-        raise ConfigError(
-            f"{VIEWER}: there is no viewer in this installation; install Node.js with npm and fedqc "
-            "once more (pip install --force-reinstall --no-deps), or its wheel, which has it"
-        )
+        config = uvicorn.Config(review.app, log_level="warning", server_header=False)
+        with contextlib.suppress(KeyboardInterrupt):  # the way to stop it
+            _Server(config, lambda: opened(review.address)).run([listening])

@@ -1,5 +1,6 @@
 """What a person reviews: a site's candidates, those first where looking is worth most."""
 
+import hashlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedqc.config import SiteConfig
-from fedqc.curation.manifest import MANIFEST, Entry, overrule, read_manifest
+from fedqc.config import SiteConfig, parse
+from fedqc.curation.manifest import MANIFEST, Entry, Manifest, Overruled, overrule, read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import SELF_TEST, read_self_test
+from fedqc.errors import DataError
 from fedqc.scoring import ERROR_MAPS
 from fedqc.task import Task
 
@@ -47,15 +49,20 @@ class Worklist:
         by: who decides.
 
     Raises:
-        DataError: the site has no manifest, or it cannot be read.
+        ConfigError: nobody can be called that.
+        DataError: the site has no manifest, it cannot be read, or it is of another site or task.
     """
 
     def __init__(self, site: SiteConfig, task: Task, *, by: str) -> None:
+        checked = {"decision": "keep", "by": by, "when": "2026-01-01", "reason": ""}
+        parse(checked, Overruled, source="--by")
+        self.by = by
         self._site = site
         self._task = task
-        self._by = by
         self._lock = threading.Lock()
-        self._manifest = read_manifest(site.results / MANIFEST)
+        self._path = site.results / MANIFEST
+        self._manifest = self._read()
+        self._state = self._path.stat()
         test = read_self_test(site.results / SELF_TEST)
         errors = np.array([one.predicted - one.true for one in test.labels]) if test else _usual_errors()
         tau = self._manifest.rule.config.threshold
@@ -66,8 +73,8 @@ class Worklist:
 
     def overview(self) -> dict[str, Any]:
         """What the page shows of all: the run, and each case in a line."""
+        entries = self._entries()
         manifest = self._manifest
-        entries = {entry.id: entry for entry in manifest.entries}
         return {
             "site": manifest.site,
             "federation": manifest.federation,
@@ -77,6 +84,7 @@ class Worklist:
             "threshold": manifest.rule.config.threshold,
             "suspended": manifest.rule.suspended,
             "warnings": [one.sentence for one in manifest.gatherings],
+            "by": self.by,
             "modalities": list(self._task.modalities),
             "classes": [
                 {"name": name, "values": list(values), "color": COLORS[index % len(COLORS)]}
@@ -93,10 +101,11 @@ class Worklist:
         """
         entry = self._entry(number)
         return self._line(entry) | {
+            "number": number,
+            "seen": _seen(self._manifest, entry),
             "reason": entry.reason,
             "regions": entry.regions,
             "interval": entry.interval,
-            "stars": entry.stars,
             "volumes": [{"name": one.name, "file": one.file} for one in self._volumes(entry)],
         }
 
@@ -108,33 +117,63 @@ class Worklist:
         """
         return next((one.path for one in self._volumes(self._entry(number)) if one.name == name), None)
 
-    def decide(self, number: int, choice: Choice, reason: str) -> dict[str, Any]:
+    def decide(self, number: int, choice: Choice, reason: str, seen: str) -> dict[str, Any]:
         """Write down what a person decided, or that the rule is to hold again, and say how the case stands.
+
+        Args:
+            number: of the case.
+            choice: keep, drop, or None for what the rule says.
+            reason: why.
+            seen: what `case` said under that name: it is about what was looked at.
 
         Raises:
             IndexError: there is no such case.
-            DataError: the manifest is not there any more, or has not this case.
+            DataError: the case is not what was looked at any more, or the decision cannot be saved.
         """
         with self._lock:
-            case = self._entry(number).id
-            overrule(self._site.results, self._task, case, choice, by=self._by, reason=reason)
-            self._manifest = read_manifest(self._site.results / MANIFEST)
+            entry = self._entry(number)
+            if seen != _seen(self._manifest, entry):
+                raise DataError("the site has scored its cases anew since this one was opened; open it again")
+            overrule(self._site.results, self._task, entry.id, choice, by=self.by, reason=reason)
         return self.case(number)
+
+    def _read(self) -> Manifest:
+        manifest = read_manifest(self._path)
+        if (manifest.site, manifest.task) != (self._site.name, self._task.name):
+            raise DataError(
+                f"{self._path}: is of site {manifest.site!r} and task {manifest.task!r}, not of "
+                f"{self._site.name!r} and {self._task.name!r}; score this site's cases first"
+            )
+        return manifest
+
+    def _entries(self) -> dict[str, Entry]:
+        """All candidates as they stand on disk now, by their id.
+
+        Raises:
+            DataError: the site has scored other cases meanwhile.
+        """
+        state = self._path.stat()
+        if (state.st_mtime_ns, state.st_ino) != (self._state.st_mtime_ns, self._state.st_ino):
+            self._manifest, self._state = self._read(), state
+        entries = {entry.id: entry for entry in self._manifest.entries}
+        if set(entries) != set(self.ids):
+            raise DataError("the site has scored other cases meanwhile; stop fedqc review and start it again")
+        return entries
 
     def _entry(self, number: int) -> Entry:
         if number < 0:
             raise IndexError(number)
-        case = self.ids[number]
-        return next(entry for entry in self._manifest.entries if entry.id == case)
+        return self._entries()[self.ids[number]]
 
     def _line(self, entry: Entry) -> dict[str, Any]:
         return {
             "id": entry.id,
             "patient": entry.patient,
             "quality": entry.quality,
+            "stars": entry.stars,
             "decision": entry.decision,
             "outcome": entry.outcome,
-            "gain": self._gain.get(entry.id, 0.0),
+            "gain": 0.0 if entry.overruled else self._gain[entry.id],
             "overruled": entry.overruled.model_dump(mode="json") if entry.overruled else None,
         }
 
@@ -144,6 +183,12 @@ class Worklist:
         volumes = [Volume(role, self._site.data.folder / entry.files[role].path) for role in roles]
         errors = self._site.results / ERROR_MAPS / f"{entry.id}.nii.gz"
         return [*volumes, *([Volume(ERRORS, errors)] if errors.is_file() else [])]
+
+
+def _seen(manifest: Manifest, entry: Entry) -> str:
+    """What a person looks at: this run's scores of these files."""
+    content = [manifest.created, *(file.sha256 for file in entry.files.values())]
+    return hashlib.sha256(" ".join(content).encode()).hexdigest()
 
 
 def expected_gain(entry: Entry, tau: float, errors: NDArray[np.float64]) -> float:

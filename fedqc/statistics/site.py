@@ -339,6 +339,7 @@ def summarise_curation(
     patients: Sequence[str],
     *,
     curated: bool = True,
+    tested: int | None = None,
 ) -> CurationSummary:
     """Summarise the scores of a site's candidates and what became of them.
 
@@ -348,6 +349,7 @@ def summarise_curation(
         outcomes: the decision about each candidate.
         patients: the patient of each candidate.
         curated: whether the rule was applied.
+        tested: the patients of the self-test that decided it; None: there was none.
 
     Raises:
         DataError: the lengths differ or a quality is outside [0, 1].
@@ -359,7 +361,7 @@ def summarise_curation(
     everyone = _distinct(owner)
     return CurationSummary(
         candidates=Figure(value=len(owner), patients=everyone),
-        curated=Figure(value=int(curated), patients=everyone),
+        curated=Figure(value=int(curated), patients=everyone if tested is None else min(everyone, tested)),
         decisions=_decisions(outcomes, owner),
         quality=quality_histogram(scores, patients) if len(owner) else None,
         **_mean_and_sd("quality", scores, owner),
@@ -378,6 +380,18 @@ def _spread(quality: NDArray[np.float64], owner: NDArray[np.str_], cautious: Lit
         owners=tuple(frozenset(owner[place == index].tolist()) for index in range(BINS)),
         cautious=cautious,
     )
+
+
+def effective_number(weights: Sequence[float], patients: Sequence[str]) -> int:
+    """How many patients a weighted mean tells something about: as many equal ones would be (Kish 1965).
+
+    Args:
+        weights: of each case, above 0.
+        patients: of each case.
+    """
+    _, owner = np.unique(_strings(patients), return_inverse=True)
+    of_patient = np.bincount(owner, np.asarray(weights, dtype=np.float64))
+    return int(of_patient.sum() ** 2 / (of_patient**2).sum() + 1e-9) if len(of_patient) else 0
 
 
 def quality_histogram(quality: ArrayLike, patients: Sequence[str]) -> Histogram:

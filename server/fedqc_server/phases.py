@@ -201,7 +201,8 @@ def cross_check(run: Run) -> None:
     told = run.folder.statistics["sites"]
     answers = {site: told[site]["cross-check"] for site in sites if "cross-check" in told[site]}
     usual, threshold = usual_quality(answers), run.config.curation.threshold
-    if usual is not None and usual < threshold:
+    is_dsc = "stars" not in run.method.figures
+    if usual is not None and is_dsc and usual < threshold:
         run.folder.event(
             "phase-skipped",
             reason=f"the models predict a DSC of {usual:.2f} for the references of most sites, below the "
@@ -248,7 +249,12 @@ def score(run: Run) -> None:
         calibration=_pooled_calibration(run),
         provenance=_provenance(state),
     )
-    _ask_statistics(run, request, "score", run.roster.joined)
+    suspected = set(run.roster.joined) & run.suspected
+    if suspected:  # they are told apart in a request of their own, which no other site sees
+        untrusted = request.model_copy(update={"trusted": False})
+        _ask_statistics(run, untrusted, "score", suspected, minimum=0)
+    minimum = max(0, run.config.sites.minimum - len(suspected))
+    _ask_statistics(run, request, "score", set(run.roster.joined) - suspected, minimum=minimum)
 
 
 def _pooled_calibration(run: Run) -> Calibration | None:

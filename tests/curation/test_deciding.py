@@ -9,7 +9,7 @@ from fedqc.curation.deciding import decide
 from fedqc.curation.rules import Outcome, make_rule
 from fedqc.curation.self_test import KnownLabel, SelfTest, read_self_test, write_self_test
 
-WEIGHTS = "a" * 64
+KEY = "a" * 64
 QUALITY = {"good": 0.9, "bad": 0.3}
 
 
@@ -19,7 +19,7 @@ def labels_of(pairs: list[tuple[float, float]]) -> SelfTest:
         KnownLabel(patient=f"patient-{index}", true=true, predicted=predicted)
         for index, (true, predicted) in enumerate(pairs)
     ]
-    return SelfTest(weights=WEIGHTS, labels=tuple(labels))
+    return SelfTest(key=KEY, labels=tuple(labels))
 
 
 SOUND = labels_of([(0.1, 0.15), (0.5, 0.45), (0.6, 0.62), (0.9, 0.88), (1.0, 0.97)])
@@ -60,6 +60,15 @@ def test_labels_that_are_all_failures_or_none_have_no_auroc_and_pass() -> None:
     assert labels_of([(0.9, 0.8), (0.95, 0.7)]).failed(CurationConfig()) is None
 
 
+def test_stars_are_no_dsc_to_be_off_by() -> None:
+    test = labels_of([(1.0, 0.5), (0.9, 0.4), (0.2, 0.1)])
+    assert "errs by" in str(test.failed(CurationConfig()))
+    stars = test.model_copy(update={"is_dsc": False})
+    assert stars.failed(CurationConfig(rule="stars")) is None
+    wrong = labels_of([(1.0, 0.1), (0.2, 0.9)]).model_copy(update={"is_dsc": False})
+    assert "AUROC" in str(wrong.failed(CurationConfig(rule="stars")))
+
+
 def test_pooled_labels_go_first_and_the_own_ones_where_they_are_too_few() -> None:
     config = CurationConfig(rule="target", level=0.9)
     pooled = calibration_of([0.2, 0.61, 0.9], [0.1, 0.1, 0.9], ["a", "b", "c"], 0.75)
@@ -78,12 +87,11 @@ def test_decisions_can_be_made_again_from_the_rule_as_it_was_used() -> None:
     assert make_rule(used.config, used.calibration).decide(QUALITY) == decisions
 
 
-def test_a_test_is_read_again_for_its_own_model_only(tmp_path: Path) -> None:
+def test_a_test_is_read_again_if_it_can_be(tmp_path: Path) -> None:
     path = tmp_path / "results" / "self_test.json"
-    assert read_self_test(path, WEIGHTS) is None
+    assert read_self_test(path) is None
     write_self_test(path, SOUND)
-    assert read_self_test(path, WEIGHTS) == SOUND
-    assert read_self_test(path, "b" * 64) is None
-    for broken in ("{", "[]", '{"weights": 1}', json.dumps({"weights": WEIGHTS, "labels": []})):
+    assert read_self_test(path) == SOUND
+    for broken in ("{", "[]", '{"key": 1}', json.dumps({"key": KEY, "labels": []})):
         path.write_text(broken)
-        assert read_self_test(path, WEIGHTS) is None
+        assert read_self_test(path) is None

@@ -70,11 +70,11 @@ def test_a_group_that_loses_far_more_is_named() -> None:
     coin = np.random.default_rng(1).choice(["left", "right", "both"], 100).tolist()
     found = gatherings({"side": coin, "scanner": scanner}, not_kept)
     (one,) = found
-    assert (one.column, one.group) == ("scanner", "new")  # of two groups, one says it for both
-    assert (one.n_cases, one.n_not_kept, one.n_others, one.n_others_not_kept) == (80, 4, 20, 15)
+    assert (one.column, one.group) == ("scanner", "old")
+    assert (one.n_cases, one.n_not_kept, one.n_others, one.n_others_not_kept) == (20, 15, 80, 4)
     alone = fisher_exact([[4, 76], [15, 5]]).pvalue
     assert one.p_value == pytest.approx(4 * alone)  # three sides and a scanner were looked at
-    assert "scanner 'new': 4 of 80 cases are not kept, of the others 15 of 20 (p = " in one.sentence
+    assert "scanner 'old': 15 of 20 cases are not kept, of the others 4 of 80 (p = " in one.sentence
 
 
 def test_chance_is_no_warning() -> None:
@@ -93,3 +93,9 @@ def test_chance_is_no_warning() -> None:
 def test_without_cases_or_groups_there_is_nothing_to_say() -> None:
     assert gatherings({}, []) == ()
     assert gatherings({"scanner": ["A"] * 5 + ["B"] * 5}, [False] * 10) == ()
+
+
+def test_a_group_that_loses_less_than_the_others_is_no_warning() -> None:
+    groups = {"scanner": ["good"] * 30 + ["a"] * 20 + ["b"] * 20}
+    not_kept = [False] * 30 + [True] * 10 + [False] * 10 + [True] * 10 + [False] * 10
+    assert gatherings(groups, not_kept) == ()

@@ -1,6 +1,7 @@
 import csv
 import json
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,16 @@ from fedqc.curation.manifest import (
     UsedModel,
     UsedRule,
     carried_over,
+    changing,
     kept,
+    overrule,
     read_manifest,
     with_overruled,
     write_manifest,
     write_scores,
 )
 from fedqc.curation.rules import Outcome
-from fedqc.errors import DataError
+from fedqc.errors import ConfigError, DataError
 from fedqc.task import Task, load_task
 
 
@@ -102,6 +105,7 @@ def test_json_has_the_documented_keys(tmp_path: Path, example: Manifest) -> None
             "label": {"path": "labels/a.nii.gz", "sha256": "b" * 64},
         },
     }
+    assert values["remembered"] == []
     assert values["left_out"][0]["code"] == "missing-label"
 
 
@@ -144,8 +148,51 @@ def test_what_people_decided_is_carried_over_for_the_very_same_files(example: Ma
         entry("b", 0.2, Outcome.DROP, files=other),
         entry("n", 1, Outcome.KEEP),
     ]
-    assert [one.overruled for one in carried_over(earlier, new)] == [KEPT_ANYWAY, None, None]
-    assert [one.overruled for one in carried_over(None, new)] == [None] * 3
+    carried, remembered = carried_over(earlier, new)
+    assert [one.overruled for one in carried] == [KEPT_ANYWAY, None, None]
+    assert [(one.id, one.hashes) for one in remembered] == [("b", ("a" * 64, "b" * 64))]
+    assert carried_over(None, new) == (tuple(new), ())
+
+
+def test_a_decision_outlives_a_run_without_its_case_and_a_file_that_moved(example: Manifest) -> None:
+    earlier = with_overruled(example, "a", KEPT_ANYWAY)
+    without, remembered = carried_over(earlier, [entry("c", 0.9, Outcome.KEEP)])
+    meanwhile = manifest(*without, remembered=remembered)
+    moved = {
+        role: file.model_copy(update={"path": f"elsewhere/{file.path}"})
+        for role, file in example.entries[1].files.items()
+    }
+    (back,), rest = carried_over(meanwhile, [entry("a", 0.1, Outcome.DROP, files=moved)])
+    assert (back.outcome, rest) == (Outcome.KEEP, ())
+
+
+def test_whoever_overrules_waits_for_whoever_scores(tmp_path: Path, example: Manifest, task: Task) -> None:
+    write_manifest(tmp_path / "manifest.json", example)
+    done: list[str] = []
+
+    def decide() -> None:
+        overrule(tmp_path, task, "a", "keep", by="x", reason="")
+        done.append("overruled")
+
+    person = threading.Thread(target=decide)
+    with changing(tmp_path):
+        person.start()
+        person.join(0.2)
+        done.append("scored")
+        write_manifest(tmp_path / "manifest.json", example)
+    person.join()
+    assert done == ["scored", "overruled"]
+    assert kept(read_manifest(tmp_path / "manifest.json"))[1].id == "a"
+
+
+def test_a_manifest_of_somebody_else_is_left_alone(
+    tmp_path: Path, example: Manifest, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_manifest(tmp_path / "manifest.json", example)
+    monkeypatch.setattr("fedqc.curation.manifest.os.geteuid", lambda: 4321)
+    with pytest.raises(ConfigError, match=r"belongs to .*; decide as that user: sudo -u"):
+        overrule(tmp_path, task, "a", "keep", by="x", reason="")
+    assert read_manifest(tmp_path / "manifest.json") == example
 
 
 def test_writing_again_keeps_permissions_and_leaves_nothing_aside(tmp_path: Path, example: Manifest) -> None:

@@ -114,7 +114,7 @@ def test_the_ledger_is_shown(site: Path, fedqc: Call, capsys: pytest.CaptureFixt
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["content"]["statistics"]["candidates"] == 4
     assert fedqc("ledger", site, "--kind", "query.nothing") == 0
-    assert "no message of type query.nothing has left" in capsys.readouterr().out
+    assert "no message of type query.nothing has left" in capsys.readouterr().err
 
 
 def test_a_site_that_took_no_part_yet(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from fedqc.curation.manifest import Manifest, overrule, read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import SELF_TEST
 from fedqc.errors import ConfigError
-from fedqc.protocol import ScoreRequest
 from fedqc.segmentation import Segmentation
 from fedqc.task import load_task
 from tests.federation.conftest import TinyMethod
@@ -96,24 +96,34 @@ def test_without_ground_nothing_is_dropped(
     assert statistics(tmp_path / "run")["sites"]["a"]["score"]["curated"] == 0
 
 
+@pytest.fixture
+def blind_at_b(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At site b the model sees the opposite of what is there, in the labels of known quality."""
+    score = TinyMethod.score
+
+    def inverted(self: TinyMethod, network: Any, cases: Any, *args: Any) -> Any:
+        for one in score(self, network, cases, *args):
+            is_known = one.case_id.startswith("ref") and where["site"] == "b"
+            yield replace(one, quality=1 - one.quality) if is_known else one
+
+    where = {"site": ""}
+    self_test = tasks._self_test
+
+    def noted(site: SiteConfig, *args: Any) -> Any:
+        where["site"] = site.name
+        return self_test(site, *args)
+
+    monkeypatch.setattr(TinyMethod, "score", inverted)
+    monkeypatch.setattr(tasks, "_self_test", noted)
+
+
+@pytest.mark.usefixtures("blind_at_b")
+@pytest.mark.parametrize("phases", [UNTIL_SCORED, ("summarise", "train.qc", "score")])
 def test_a_site_where_the_model_fails_its_self_test_keeps_all(
-    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, phases: tuple[str, ...]
 ) -> None:
-    """At site b the model sees the opposite of what is there."""
-
-    def inverted(site: SiteConfig, request: Any) -> Any:
-        outcome = calibrate(site, request)
-        if site.name == "b":
-            path = site.results / SELF_TEST
-            values = json.loads(path.read_text())
-            for label in values["labels"]:
-                label["predicted"] = 1 - label["predicted"]
-            path.write_text(json.dumps(values))
-        return outcome
-
-    calibrate = tasks.calibrate
-    monkeypatch.setattr(tasks, "calibrate", inverted)
-    run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=UNTIL_SCORED)
+    """Whether it was asked to calibrate or not."""
+    run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=phases)
     assert decisions(sites["a"])["bad-7"] is Outcome.DROP
     assert set(decisions(sites["b"]).values()) == {Outcome.KEEP}
     assert "labels of known quality it errs by" in str(manifest_of(sites["b"]).rule.suspended)
@@ -121,19 +131,15 @@ def test_a_site_where_the_model_fails_its_self_test_keeps_all(
     assert (told["a"]["score"]["curated"], told["b"]["score"]["curated"]) == (1, 0)
 
 
-def test_the_test_of_another_model_says_nothing(
+@pytest.mark.usefixtures("blind_at_b")
+def test_references_that_are_not_trusted_test_nothing(
     sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forgetful(site: SiteConfig, request: ScoreRequest) -> Any:
-        path = site.results / SELF_TEST
-        path.write_text(path.read_text().replace(json.loads(path.read_text())["weights"], "0" * 64))
-        return score(site, request)
-
-    score = tasks.score
-    monkeypatch.setattr(tasks, "score", forgetful)
-    federation = make_federation(sites, curation=f"{TARGET}\npooled = false")
-    run(LocalGrid(sites), federation, tmp_path / "run", only=UNTIL_SCORED)
-    assert "there are no labels of known quality" in str(manifest_of(sites["a"]).rule.suspended)
+    monkeypatch.setattr("fedqc_server.run.Run.suspected", property(lambda self: frozenset({"b"})))
+    run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=UNTIL_SCORED)
+    assert decisions(sites["b"])["bad-7"] is Outcome.DROP
+    assert not (load_site(sites["b"]).results / SELF_TEST).exists()
+    assert "score" in statistics(tmp_path / "run")["sites"]["b"]
 
 
 def test_stars_need_a_method_that_gives_some(
@@ -201,7 +207,7 @@ def test_a_manifest_that_cannot_be_read_is_put_aside(
     results.mkdir(parents=True, exist_ok=True)
     (results / "manifest.json").write_text("{")
     run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=UNTIL_SCORED)
-    assert (results / "manifest-earlier.json").read_text() == "{"
+    assert next(results.glob("manifest-until-*.json")).read_text() == "{"
     assert decisions(sites["a"])["bad-7"] is Outcome.DROP
     (note,) = json.loads((results / "activity.json").read_text())["notes"]
-    assert "cannot be read" in note
+    assert "of another site or task, or damaged" in note

@@ -14,7 +14,7 @@ from fedqc_client.guard import (
     error_code,
     outgoing,
 )
-from fedqc_client.ledger import Ledger, Line, in_words
+from fedqc_client.ledger import Ledger, in_words
 from fedqc_simulations.engine import LocalGrid
 from flwr.app import Context, Message, MetricRecord, RecordDict
 
@@ -373,17 +373,18 @@ def test_a_torn_line_of_the_ledger_stays_alone(tmp_path: Path) -> None:
     assert lines[1] == whole[:20]
     assert json.loads(lines[2])["kind"] == "query.score"
     assert len(lines) == 3
-    first, torn, last = ledger.lines()
-    assert isinstance(first, Line)
-    assert isinstance(last, Line)
-    assert (first.kind, first.content, torn) == ("query.summarise", {"statistics": {"cases": 3}}, whole[:20])
+    (text, first), torn, (_, last) = ledger.lines()
+    assert first is not None
+    assert last is not None
+    assert (first.kind, first.content) == ("query.summarise", {"statistics": {"cases": 3}})
+    assert (text + "\n", torn) == (whole, (whole[:20], None))
     assert list(in_words(last))[1:] == ["    statistics.cases = 3"]
 
 
 def test_a_ledger_in_words_names_weights_when_asked(site_file: Path) -> None:
     ask(site_file, train_request(), lambda site, request: Trained(WEIGHTS, 16, {}))
-    (line,) = Ledger(site_file.parent / "results" / "ledger.jsonl").lines()
-    assert isinstance(line, Line)
+    ((_, line),) = Ledger(site_file.parent / "results" / "ledger.jsonl").lines()
+    assert line is not None
     head, *told = in_words(line)
     assert head.endswith(f"SHA-256 {line.sha256}")
     assert "to f: train.qc, round 3, " in head

@@ -260,7 +260,7 @@ def test_untrained_model_is_called_so(run_folder: Path, change: Change, read_pag
     path = build_coordinator_report(run_folder)
     text = read_page(path).text
     assert tone(path) == "bad"
-    assert "The QC model looks untrained: 60 of 60 annotations are dropped" in text
+    assert "The QC model looks untrained: 60 of 60 annotations are not kept" in text
     assert "3 rounds of 5 steps" in text
 
 

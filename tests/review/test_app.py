@@ -26,7 +26,7 @@ class Client:
     def __init__(self, review: ReviewApp, home: str = HOME) -> None:
         self._app = review.app
         self._home = home
-        self.cookies = httpx.Cookies()
+        self._secret = ""
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return asyncio.run(self._ask("GET", path, **options))
@@ -36,12 +36,16 @@ class Client:
 
     async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         transport = httpx.ASGITransport(self._app)
-        async with httpx.AsyncClient(
-            transport=transport, base_url=self._home, cookies=self.cookies
-        ) as client:
-            response = await client.request(method, path, **options)
-            self.cookies = client.cookies
-            return response
+        headers = {"x-fedqc-review": self._secret} | options.pop("headers", {})
+        async with httpx.AsyncClient(transport=transport, base_url=self._home) as client:
+            return await client.request(method, path, headers=headers, **options)
+
+    def enter(self, address: str) -> httpx.Response:
+        """As the page does with what stands behind the `#`."""
+        response = self.post("/api/enter", content=address.partition("#")[2], headers={"origin": self._home})
+        if response.status_code == 200:
+            self._secret = response.json()["secret"]
+        return response
 
 
 @pytest.fixture
@@ -57,60 +61,56 @@ def stranger(review: ReviewApp) -> Client:
 @pytest.fixture
 def client(review: ReviewApp, stranger: Client) -> Client:
     """Someone who opened the address."""
-    opened = stranger.get(review.address)
-    assert (opened.status_code, opened.headers["location"]) == (303, "/")
+    assert stranger.enter(review.address).status_code == 200
     return stranger
 
 
 def decide(client: Client, body: Any, **headers: str) -> Any:
+    if isinstance(body, dict) and body.get("seen") == "it":
+        body = body | {"seen": client.get("/api/cases/3").json().get("seen", "")}
     return client.post("/api/cases/3/decision", content=json.dumps(body), headers={"origin": HOME} | headers)
 
 
-KEEP = {"decision": "keep", "reason": "fine"}
+KEEP = {"choice": "keep", "reason": "fine", "seen": "it"}
 
 
 def test_the_address_opens_the_page_once(client: Client, review: ReviewApp) -> None:
-    page = client.get("/")
-    assert page.status_code == 200
-    assert "<title>fedqc review</title>" in page.text
     assert client.get("/api/worklist").json()["site"] == "hospital-a"
-    other = Client(review)
-    assert other.get(review.address).status_code == 403
+    refused = Client(review).enter(review.address)
+    assert refused.status_code == 403
+    assert "used already" in refused.json()["error"]
+
+
+def test_the_page_itself_holds_nothing_of_the_site(stranger: Client) -> None:
+    page = stranger.get("/")
+    assert "<title>fedqc review</title>" in page.text
+    assert "hospital-a" not in page.text
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "/",
-        "/?token=guess",
-        "/static/page.js",
-        "/api/worklist",
-        "/api/cases/0",
-        "/api/cases/0/volumes/label.nii.gz",
-    ],
+    "path", ["/api/worklist", "/api/cases/0", "/api/cases/0/volumes/label.nii.gz", "/api/cases/99"]
 )
-def test_without_the_token_nothing_is_told(stranger: Client, path: str) -> None:
-    refused = stranger.get(path)
+@pytest.mark.parametrize("secret", [None, "", "guess"])
+def test_without_the_token_nothing_is_told(stranger: Client, path: str, secret: str | None) -> None:
+    refused = stranger.get(path, headers={} if secret is None else {"x-fedqc-review": secret})
     assert refused.status_code == 403
-    assert "hospital-a" not in refused.text
+    assert refused.json() == {
+        "error": "open the address that fedqc review prints; it works once for each start"
+    }
 
 
 def test_a_wrong_token_does_not_use_the_right_one_up(stranger: Client, review: ReviewApp) -> None:
-    assert stranger.get("/?token=guess").status_code == 403
-    assert stranger.get(review.address).status_code == 303
+    assert stranger.enter("#guess").status_code == 403
+    assert stranger.enter("#").status_code == 403
+    assert stranger.get("/api/enter").status_code == 405
+    assert stranger.enter(review.address).status_code == 200
 
 
 def test_another_host_name_is_refused(client: Client, review: ReviewApp) -> None:
     """A page elsewhere whose name was made to point to this machine."""
     for host in ("evil.example", f"evil.example:{PORT}", "127.0.0.1", f"127.0.0.1:{PORT + 1}", ""):
-        assert client.get("/api/worklist", headers={"host": host}).status_code == 421
-    fresh = ReviewApp(review._worklist, PORT)
-    assert (
-        Client(fresh, "http://evil.example")
-        .get(fresh.address.replace("127.0.0.1", "evil.example"))
-        .status_code
-        == 421
-    )
+        for path in ("/", "/static/page.js", "/api/worklist"):
+            assert client.get(path, headers={"host": host}).status_code == 421
     assert client.get("/api/worklist", headers={"host": f"localhost:{PORT}"}).status_code == 200
 
 
@@ -130,36 +130,41 @@ def test_other_pages_are_refused(client: Client, site: Path, headers: dict[str, 
     assert not any(entry.overruled for entry in manifest.entries)
 
 
-def test_a_decision_without_an_origin_is_refused(client: Client) -> None:
-    assert client.post("/api/cases/3/decision", content=json.dumps(KEEP)).status_code == 403
-
-
 def test_a_decision_is_saved(client: Client, site: Path) -> None:
     saved = decide(client, KEEP)
     assert saved.status_code == 200
     assert saved.json()["outcome"] == "keep"
     manifest = read_manifest(load_site(site).results / "manifest.json")
     assert [entry.id for entry in manifest.entries if entry.overruled] == ["bad"]
-    assert decide(client, {"decision": None, "reason": ""}).json()["outcome"] == "drop"
+    assert decide(client, {"choice": None, "reason": "", "seen": "it"}).json()["outcome"] == "drop"
 
 
 @pytest.mark.parametrize(
-    "body",
-    [None, [], {}, {"decision": "keep"}, {"decision": "review", "reason": ""},
-     {"decision": "keep", "reason": 3},
-     {"decision": "keep", "reason": "", "by": "someone else"}, {"decision": "keep", "reason": "x" * 10_000},
-     {"decision": ["keep"], "reason": ""}],
+    "change",
+    [{"choice": "review"}, {"choice": ["keep"]}, {"reason": 3}, {"reason": "x" * 10_000}, {"seen": None},
+     {"by": "someone else"}],
 )  # fmt: skip
-def test_what_is_no_decision_is_refused(client: Client, body: Any) -> None:
-    refused = decide(client, body)
+def test_what_is_no_decision_is_refused(client: Client, change: dict[str, Any]) -> None:
+    refused = decide(client, KEEP | change)
     assert refused.status_code == 400
     assert refused.json()["error"]
 
 
+@pytest.mark.parametrize("body", [None, [], {}, {"choice": "keep"}])
+def test_what_is_no_request_is_refused(client: Client, body: Any) -> None:
+    assert decide(client, body).status_code == 400
+
+
 def test_a_reason_longer_than_a_manifest_holds_is_told(client: Client) -> None:
-    refused = decide(client, {"decision": "keep", "reason": "x" * 3000})
+    refused = decide(client, KEEP | {"reason": "x" * 3000})
     assert refused.status_code == 409
     assert "2000" in refused.json()["error"]
+
+
+def test_what_was_not_looked_at_is_not_decided(client: Client) -> None:
+    refused = decide(client, KEEP | {"seen": "something else"})
+    assert refused.status_code == 409
+    assert "open it again" in refused.json()["error"]
 
 
 def test_volumes_are_the_files_themselves(client: Client, site: Path) -> None:
@@ -182,18 +187,18 @@ def test_a_file_that_is_gone_is_named(client: Client, site: Path) -> None:
     (site.parent / "data" / "1-t1.nii.gz").unlink()
     gone = client.get("/api/cases/0/volumes/t1.nii.gz")
     assert gone.status_code == 404
-    assert "1-t1.nii.gz: there is no such file" in gone.json()["error"]
+    assert "1-t1.nii.gz: No such file" in gone.json()["error"]
 
 
-def test_nothing_may_be_kept_or_framed_or_come_from_elsewhere(client: Client) -> None:
-    headers = client.get("/").headers
+@pytest.mark.parametrize("path", ["/", "/nothing", "/api/worklist", "/api/cases/0/volumes/t9.nii"])
+def test_nothing_may_be_kept_or_framed_or_come_from_elsewhere(client: Client, path: str) -> None:
+    headers = client.get(path).headers
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "frame-ancestors 'none'" in policy
     assert "http" not in policy
     assert headers["cache-control"] == "no-store"
-    cookie = str(client.cookies.jar)
-    assert "fedqc-review-8123" in cookie
+    assert "set-cookie" not in headers
 
 
 def test_the_page_asks_nothing_of_the_network() -> None:

@@ -46,7 +46,7 @@ class Server:
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
         )
         assert self._process.stdout is not None
-        found = re.search(r"open (http://127\.0\.0\.1:\d+/\?token=\S+)", self._process.stdout.readline())
+        found = re.search(r"open (http://127\.0\.0\.1:\d+/#\S+)", self._process.stdout.readline())
         assert found
         self.address = found.group(1)
 
@@ -75,7 +75,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 
 TRY = """([address, method]) => {
-    const body = method === "POST" ? JSON.stringify({ decision: "drop", reason: "" }) : undefined;
+    const body = method === "POST" ? JSON.stringify({ choice: "drop", reason: "", seen: "" }) : undefined;
     const asked = fetch(address, { method, body, mode: "no-cors", credentials: "include" });
     return asked.then(() => "answered", () => "refused");
 }"""
@@ -115,7 +115,7 @@ def test_the_first_case_is_drawn_with_its_label_and_errors(page: Page) -> None:
     expect(page.locator("#name")).to_have_text("near")
     expect(page.locator("#verdict")).to_contain_text("to decide: predicted DSC 0.780 is in the review band")
     expect(page.locator("#warnings")).to_contain_text("scanner 'old'")
-    assert "token" not in page.url
+    assert "#" not in page.url
     with_all = page.locator("#viewer").screenshot()
     page.keyboard.press("e")
     without_errors = page.locator("#viewer").screenshot()
@@ -185,13 +185,66 @@ def test_keys_go_from_case_to_case(page: Page) -> None:
 
 
 def test_another_modality_is_shown(page: Page) -> None:
-    with page.expect_request(re.compile(r"/volumes/t2\.nii\.gz$")):
+    with page.expect_request(re.compile(r"/volumes/t2\.nii\.gz")):
         page.locator("#modality").select_option("t2")
+
+
+def test_fast_steps_never_mix_two_cases(page: Page) -> None:
+    for key in "nnpnnppn":
+        page.keyboard.press(key)
+    page.wait_for_selector("body[data-ready='2']", timeout=WAIT)
+    expect(page.locator("#name")).to_have_text("good")
+    expect(page.locator("#keep")).to_be_enabled()
+    once = page.locator("#viewer").screenshot()
+    page.reload()
+    page.wait_for_selector("body[data-ready='0']", timeout=WAIT)
+    page.locator("#cases button", has_text="good").click()
+    page.wait_for_selector("body[data-ready='2']", timeout=WAIT)
+    assert page.locator("#viewer").screenshot() == once
+
+
+def test_a_reason_waits_with_its_case_and_typing_decides_nothing(page: Page, site: Path) -> None:
+    box = page.locator("#viewer").bounding_box()
+    assert box is not None
+    page.locator("#reason").click()
+    page.keyboard.type("d")
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+    page.mouse.wheel(0, 240)
+    page.keyboard.type("ropped, looks odd")
+    expect(page.locator("#reason")).to_have_value("dropped, looks odd")
+    page.keyboard.press("Escape")
+    page.keyboard.press("n")
+    page.wait_for_selector("body[data-ready='1']", timeout=WAIT)
+    expect(page.locator("#reason")).to_have_value("")
+    page.keyboard.press("p")
+    page.wait_for_selector("body[data-ready='0']", timeout=WAIT)
+    expect(page.locator("#reason")).to_have_value("dropped, looks odd")
+    assert overruled(site) == {}
+
+
+def test_a_file_that_is_gone_leaves_the_rest(page: Page, site: Path) -> None:
+    (site.parent / "data" / "0-label.nii.gz").unlink()
+    page.locator("#cases button", has_text="good").click()
+    page.wait_for_selector("body[data-ready='2']", timeout=WAIT)
+    expect(page.locator("#loading")).to_contain_text("not shown: label (")
+    expect(page.locator("#loading")).to_contain_text("0-label.nii.gz: No such file")
+    expect(page.locator("#viewer")).to_be_visible()
+    errors_of[page].clear()  # the browser says that a file was not found
+
+
+def test_a_decision_about_what_was_scored_anew_is_not_saved(page: Page, site: Path) -> None:
+    path = load_site(site).results / "manifest.json"
+    path.write_text(path.read_text().replace("2026-03-01T12:30", "2026-03-05T12:30"))
+    page.keyboard.press("k")
+    expect(page.locator("#saved")).to_contain_text("not saved: near: the site has scored its cases anew")
+    expect(page.locator("#cases button", has_text="near")).to_contain_text("not saved")
+    assert overruled(site) == {}
+    errors_of[page].clear()
 
 
 def test_another_page_gets_nothing(page: Page, server: Server, site: Path, browser: Browser) -> None:
     """A page of another port: to the browser the same site, so that the cookie goes with its requests."""
-    home = server.address.partition("/?")[0]
+    home = server.address.partition("/#")[0]
     elsewhere = HTTPServer(("127.0.0.1", 0), Blank)
     threading.Thread(target=elsewhere.serve_forever, daemon=True).start()
     try:
@@ -206,6 +259,10 @@ def test_another_page_gets_nothing(page: Page, server: Server, site: Path, brows
 
 
 def test_the_address_works_once(page: Page, server: Server, browser: Browser) -> None:
-    refused = browser.new_context().new_page().goto(server.address)
-    assert refused is not None
-    assert refused.status == 403
+    stranger = browser.new_context().new_page()
+    stranger.goto(server.address)
+    expect(stranger.locator("#saved")).to_contain_text("this address was used already")
+    stranger.goto(server.address.partition("#")[0])
+    expect(stranger.locator("#saved")).to_contain_text("open the address that fedqc review prints")
+    expect(stranger.locator("#cases li")).to_have_count(0)
+    stranger.context.close()

@@ -1,14 +1,15 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from fedqc.config import load_site
-from fedqc.curation.manifest import Overruled, read_manifest
+from fedqc.curation.manifest import Overruled, overrule, read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import KnownLabel, SelfTest, write_self_test
-from fedqc.errors import DataError
+from fedqc.errors import ConfigError, DataError
 from fedqc.review.worklist import Worklist, expected_gain
 from fedqc.task import load_task
 
@@ -40,7 +41,7 @@ def test_the_gain_is_the_share_of_known_errors_that_would_turn_a_decision_over(
 def test_errors_are_those_of_the_sites_own_labels_of_known_quality(site: Path) -> None:
     config = load_site(site)
     labels = tuple(KnownLabel(patient=str(i), true=0.5, predicted=0.9) for i in range(5))  # far too high
-    write_self_test(config.results / "self_test.json", SelfTest(weights="a" * 64, labels=labels))
+    write_self_test(config.results / "self_test.json", SelfTest(key="a" * 64, labels=labels))
     worklist = Worklist(config, load_task(config.task), by="x")
     assert worklist.ids[0] == "good"
     assert worklist.overview()["cases"][0]["gain"] == 1
@@ -76,7 +77,7 @@ def test_a_case_has_its_volumes_in_the_order_of_the_task(worklist: Worklist, sit
 
 
 def test_a_decision_is_on_disk_at_once(worklist: Worklist, site: Path) -> None:
-    case = worklist.decide(3, "keep", "I know this patient")
+    case = worklist.decide(3, "keep", "I know this patient", seen(worklist))
     assert (case["outcome"], case["decision"], case["gain"]) == ("keep", "drop", 0)
     path = load_site(site).results / "manifest.json"
     (entry,) = (entry for entry in read_manifest(path).entries if entry.id == "bad")
@@ -85,16 +86,54 @@ def test_a_decision_is_on_disk_at_once(worklist: Worklist, site: Path) -> None:
     assert worklist.ids[3] == "bad"  # the list does not move under the hand
     again = Worklist(load_site(site), load_task(load_site(site).task), by="x")
     assert next(one for one in again.overview()["cases"] if one["id"] == "bad")["outcome"] == "keep"
-    assert worklist.decide(3, None, "")["overruled"] is None
+    assert worklist.decide(3, None, "", seen(worklist))["overruled"] is None
 
 
-def test_a_run_that_went_on_meanwhile_is_told(worklist: Worklist, site: Path) -> None:
+def seen(worklist: Worklist) -> str:
+    return str(worklist.case(3)["seen"])
+
+
+def changed(where: Path, **values: Any) -> None:
+    path = load_site(where).results / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_what_was_not_looked_at_is_not_decided(worklist: Worklist, site: Path) -> None:
+    before = seen(worklist)
+    changed(site, created="2026-03-02T12:30:00+00:00")  # the site has scored its cases anew
+    with pytest.raises(DataError, match="scored its cases anew since this one was opened"):
+        worklist.decide(3, "keep", "", before)
+    assert worklist.overview()["created"].startswith("2026-03-02")
+    assert worklist.decide(3, "keep", "", seen(worklist))["outcome"] == "keep"
+
+
+def test_a_decision_made_elsewhere_is_seen(worklist: Worklist, site: Path) -> None:
+    config = load_site(site)
+    overrule(config.results, load_task(config.task), "bad", "keep", by="another", reason="")
+    assert worklist.overview()["cases"][3]["overruled"]["by"] == "another"
+    assert worklist.case(3)["outcome"] == "keep"
+
+
+def test_other_cases_meanwhile_are_told(worklist: Worklist, site: Path) -> None:
     path = load_site(site).results / "manifest.json"
-    values = json.loads(path.read_text())
-    values["entries"] = values["entries"][:1]
-    path.write_text(json.dumps(values))
-    with pytest.raises(DataError, match="case 'bad' is not among the 1 candidates"):
-        worklist.decide(3, "keep", "")
+    changed(site, entries=json.loads(path.read_text())["entries"][:1])
+    for ask in (worklist.overview, lambda: worklist.case(0), lambda: worklist.decide(3, "keep", "", "x")):
+        with pytest.raises(DataError, match="stop fedqc review and start it again"):
+            ask()
+
+
+def test_a_manifest_of_another_site_is_refused(site: Path) -> None:
+    changed(site, site="hospital-b")
+    config = load_site(site)
+    with pytest.raises(DataError, match="is of site 'hospital-b'"):
+        Worklist(config, load_task(config.task), by="x")
+
+
+@pytest.mark.parametrize("by", ["", "x" * 201])
+def test_nobody_is_called_that(site: Path, by: str) -> None:
+    config = load_site(site)
+    with pytest.raises(ConfigError, match="--by: by: string should have at"):
+        Worklist(config, load_task(config.task), by=by)
 
 
 def test_a_site_that_has_not_scored_has_nothing_to_review(site: Path) -> None:
