@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from rich.filesize import decimal
 
 from fedqc.config import FrozenModel, parse
@@ -39,7 +39,7 @@ class Line(FrozenModel):
     """Its size as it travels."""
     sha256: str
     """Of its content."""
-    content: dict[str, dict[str, Told]] = {}
+    content: dict[str, dict[str, Told]] = Field(default_factory=dict)
     """By record: numbers and words in full; of weights type and shape by name, as `float32 16x4x3x3x3`."""
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from fedqc_client import tasks
 from fedqc_client.dry_run import what_would_leave
+from fedqc_client.guard import Told
 
 from fedqc.cases.layouts import find_cases
 from fedqc.config import DQEConfig, QCConfig, load_federation, load_site
@@ -237,8 +238,9 @@ def test_references_are_checked_by_what_compares_with_references(
         weights={name: values.numpy() for name, values in network.state_dict().items()},
     )
     found = tasks.cross_check(load_site(sites["a"]), request)
-    assert isinstance(found, CrossCheckSummary)
-    assert found.references.value == 4
+    assert isinstance(found, Told)
+    assert isinstance(found.summary, CrossCheckSummary)
+    assert found.summary.references.value == 4
 
 
 def test_all_stages_are_shown_before_anything_is_sent(

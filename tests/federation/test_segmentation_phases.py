@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fedqc_client import tasks
-from fedqc_client.guard import Trained
+from fedqc_client.guard import Told, Trained
 from fedqc_client.site_data import load_site_data
 from fedqc_simulations.engine import LocalGrid
 
@@ -431,7 +431,9 @@ def test_patients_stand_behind_the_evaluation(site: Path) -> None:
         weights=asked.weights,
         provenance=Provenance(rounds=1, samples=2, sites=("a",)),
     )
-    summary = tasks.evaluate_segmentation(load_site(site), evaluate)
+    told = tasks.evaluate_segmentation(load_site(site), evaluate)
+    assert isinstance(told, Told)
+    summary = told.summary
     assert isinstance(summary, SegmentationSummary)
     assert (summary.cases.value, summary.cases.patients) == (4, 3)
     assert summary.dice["ball"].patients == 3
