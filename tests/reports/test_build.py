@@ -213,7 +213,7 @@ def test_hidden_numbers_are_dashes_with_the_reason(run_folder: Path, change: Cha
     change("statistics.json", ("sites", "north", "score"), {"candidates": 20, "decisions.keep": 15})
     path = build_coordinator_report(run_folder)
     text = " ".join(section_text(path, "quality").split())
-    assert "north 20 15 - - - - -" in text
+    assert "north 20 15 - - 25 % - -" in text
     assert "fewer than 4 patients" in text
     assert "north may not tell any bin." in text
     html = path.read_text(encoding="utf-8")
