@@ -26,3 +26,8 @@ def split_references(
         tuple(case for case in references if case.patient not in held_back),
         tuple(case for case in references if case.patient in held_back),
     )
+
+
+def fewest_references(held_back: int) -> int:
+    """With references of how many patients, at least, so many of them are held back."""
+    return _PARTS * held_back - 2

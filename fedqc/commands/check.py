@@ -185,6 +185,7 @@ def _hindrance(cache: Path, data: Path) -> str | None:
 
 def _print_check(console: "Console", found: "SiteCheck", config: "SiteConfig") -> None:
     """The data sheet, a table of problems by code, an example of each, and the verdict."""
+    from fedqc.cases.splits import fewest_references
     from fedqc.reports.words import count, plural
 
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -205,6 +206,13 @@ def _print_check(console: "Console", found: "SiteCheck", config: "SiteConfig") -
     if not sheet.references:
         say("no case is a reference, so this site can score its labels but not help to train the QC model")
     min_count = config.policy.min_count
+    needed = fewest_references(min_count)
+    if 0 < sheet.reference_patients < needed:
+        say(
+            f"references of {plural(sheet.reference_patients, 'patient')}: with {needed}, the quarter that "
+            f"calibrates is {min_count}, and what it finds may be told; once the cases are scored, "
+            f"fedqc review --pick {needed - sheet.reference_patients} draws some to verify"
+        )
     numbers = plural(len(found.leaves(min_count)), "number")
     say(f"{numbers} about the data would leave the site, each over {min_count} patients or more")
 

@@ -10,6 +10,10 @@ def review(
     site: Annotated[Path, typer.Argument(help="The site.toml.")],
     *,
     by: Annotated[str | None, typer.Option(help="Who decides.", show_default="the user")] = None,
+    pick: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draw so many cases at random, to verify their labels as references."),
+    ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="On 127.0.0.1.", show_default="one that is free")
     ] = 0,
@@ -24,15 +28,20 @@ def review(
     from fedqc.commands.folders import user_name
     from fedqc.config import load_site
     from fedqc.review.serve import serve_review
-    from fedqc.review.worklist import Worklist
+    from fedqc.review.worklist import VERIFIED, Worklist
     from fedqc.task import load_task
 
     config = load_site(site)
-    worklist = Worklist(config, load_task(config.task), by=by if by is not None else user_name())
+    worklist = Worklist(config, load_task(config.task), by=by if by is not None else user_name(), pick=pick)
 
     def opened(address: str) -> None:
         typer.echo(f"{len(worklist.ids)} cases of {config.name}; open {address}")
         typer.echo(f"{worklist.by} decides; stop with Ctrl-C, what is decided is saved")
+        if pick is not None:
+            typer.echo(
+                f"what you keep is listed in {config.results / VERIFIED}, with the references so far; "
+                "when you are done, name that file under [data] reference"
+            )
         if browser:
             _open(address)
 

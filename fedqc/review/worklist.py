@@ -1,5 +1,6 @@
 """What a person reviews: a site's candidates, those first where looking is worth most."""
 
+import csv
 import hashlib
 import threading
 from dataclasses import dataclass
@@ -9,15 +10,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedqc.cases.layouts import read_ids
 from fedqc.config import SiteConfig, parse
 from fedqc.curation.manifest import MANIFEST, Entry, Manifest, Overruled, overrule, read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import SELF_TEST, read_self_test
 from fedqc.errors import DataError
+from fedqc.files import replacing
 from fedqc.scoring import ERROR_MAPS
+from fedqc.seeding import derive_seed
 from fedqc.task import Task
 
 LABEL, ERRORS = "label", "errors"
+VERIFIED = "verified.csv"
+"""In the results folder: a table of references, for `[data] reference`."""
 USUAL_ERROR = 0.1
 """Standard deviation of predicted minus true DSC where the site's labels of known quality do not tell."""
 COLORS = ("#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#999999")
@@ -47,13 +53,14 @@ class Worklist:
         site: whose results they are.
         task: of the site.
         by: who decides.
+        pick: so many cases, drawn at random, whose labels are to be verified; None: all.
 
     Raises:
         ConfigError: nobody can be called that.
         DataError: the site has no manifest, it cannot be read, or it is of another site or task.
     """
 
-    def __init__(self, site: SiteConfig, task: Task, *, by: str) -> None:
+    def __init__(self, site: SiteConfig, task: Task, *, by: str, pick: int | None = None) -> None:
         checked = {"decision": "keep", "by": by, "when": "2026-01-01", "reason": ""}
         parse(checked, Overruled, source="--by")
         self.by = by
@@ -68,8 +75,11 @@ class Worklist:
         tau = self._manifest.rule.config.threshold
         self._gain = {entry.id: expected_gain(entry, tau, errors) for entry in self._manifest.entries}
         order = sorted(self._manifest.entries, key=lambda entry: (-self._gain[entry.id], entry.id))
+        if pick is not None:  # whatever the others are, so that a second draw begins with the first one
+            order = sorted(order, key=lambda entry: derive_seed(0, "pick", site.name, entry.id))[:pick]
+        self._is_pick = pick is not None
         self.ids = [entry.id for entry in order]
-        """Of the candidates; their place in this list is what the page calls them by."""
+        """Of the cases under review; their place in this list is what the page calls them by."""
 
     def overview(self) -> dict[str, Any]:
         """What the page shows of all: the run, and each case in a line."""
@@ -84,6 +94,7 @@ class Worklist:
             "threshold": manifest.rule.config.threshold,
             "suspended": manifest.rule.suspended,
             "warnings": [one.sentence for one in manifest.gatherings],
+            "is_pick": self._is_pick,
             "by": self.by,
             "modalities": list(self._task.modalities),
             "classes": [
@@ -135,7 +146,24 @@ class Worklist:
             if seen != _seen(self._manifest, entry):
                 raise DataError("the site has scored its cases anew since this one was opened; open it again")
             overrule(self._site.results, self._task, entry.id, choice, by=self.by, reason=reason)
+            if self._is_pick:
+                self._write_verified()
         return self.case(number)
+
+    def _write_verified(self) -> None:
+        """The site's references, and with them the drawn cases that a person kept, as a table of ids."""
+        reference = self._site.data.reference
+        before = read_ids(reference) if reference is not None else frozenset()
+        entries = self._entries()
+        kept = [
+            case for case in self.ids if (one := entries[case].overruled) and one.decision is Outcome.KEEP
+        ]
+        rows = [[case] for case in ("id", *sorted(before), *(case for case in kept if case not in before))]
+        with (
+            replacing(self._site.results / VERIFIED) as aside,
+            aside.open("w", encoding="utf-8", newline="") as file,
+        ):
+            csv.writer(file, lineterminator="\n").writerows(rows)
 
     def _read(self) -> Manifest:
         manifest = read_manifest(self._path)
@@ -156,7 +184,7 @@ class Worklist:
         if (state.st_mtime_ns, state.st_ino) != (self._state.st_mtime_ns, self._state.st_ino):
             self._manifest, self._state = self._read(), state
         entries = {entry.id: entry for entry in self._manifest.entries}
-        if set(entries) != set(self.ids):
+        if not set(self.ids) <= set(entries) or (not self._is_pick and len(entries) != len(self.ids)):
             raise DataError("the site has scored other cases meanwhile; stop fedqc review and start it again")
         return entries
 

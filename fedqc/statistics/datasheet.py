@@ -35,6 +35,8 @@ class DataSheet(FrozenModel):
     cases: int
     patients: int
     references: int
+    reference_patients: int
+    """Distinct patients of the references."""
     ratings: int
     """Ratings in the site's table, one of each line."""
     spacing_mm: dict[str, Spread]
@@ -77,6 +79,7 @@ def describe_data(
         cases=len(cases),
         patients=len({case.patient for case in cases}),
         references=sum(case.id in references for case in cases),
+        reference_patients=len({case.patient for case in cases if case.id in references}),
         ratings=n_ratings,
         spacing_mm=_by_axis({name: fact.spacing for name, fact in by_id.items()}),
         shape=_by_axis({name: fact.shape for name, fact in by_id.items()}),

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from fedqc.cases.layouts import CaseFiles
-from fedqc.cases.splits import split_references
+from fedqc.cases.splits import fewest_references, split_references
 
 
 def cases(*patients: str) -> list[CaseFiles]:
@@ -28,3 +28,13 @@ def test_a_patient_is_on_one_side_whatever_the_order() -> None:
     assert {c.id for c in again[1]} == {c.id for c in held_back}
     splits = {frozenset(c.patient for c in split_references(references, seed)[1]) for seed in range(20)}
     assert len(splits) > 5
+
+
+@pytest.mark.parametrize("held_back", [1, 2, 5, 10])
+def test_so_many_references_are_enough_and_one_less_is_not(held_back: int) -> None:
+    def n_held_back(n: int) -> int:
+        cases = [CaseFiles(str(i), str(i), (), None) for i in range(n)]
+        return len(split_references(cases, 0)[1])
+
+    fewest = fewest_references(held_back)
+    assert (n_held_back(fewest), n_held_back(fewest - 1)) == (held_back, held_back - 1)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedqc.cases.layouts import read_ids
 from fedqc.config import load_site
 from fedqc.curation.manifest import Overruled, overrule, read_manifest
 from fedqc.curation.rules import Outcome
@@ -127,6 +128,32 @@ def test_a_manifest_of_another_site_is_refused(site: Path) -> None:
     config = load_site(site)
     with pytest.raises(DataError, match="is of site 'hospital-b'"):
         Worklist(config, load_task(config.task), by="x")
+
+
+def test_a_draw_is_random_and_the_next_one_begins_with_it(site: Path) -> None:
+    config = load_site(site)
+    task = load_task(config.task)
+    draws = [Worklist(config, task, by="x", pick=count).ids for count in (1, 2, 3, 9)]
+    assert [len(ids) for ids in draws] == [1, 2, 3, 4]
+    assert all(draws[3][: len(ids)] == ids for ids in draws)
+    elsewhere = set()
+    for name in "bcdefg":
+        changed(site, site=name)
+        elsewhere.add(tuple(Worklist(config.model_copy(update={"name": name}), task, by="x", pick=4).ids))
+    assert len(elsewhere) > 2
+
+
+def test_drawn_labels_that_a_person_keeps_are_listed_as_references(site: Path) -> None:
+    (site.parent / "known.csv").write_text("id\nold\n")
+    site.write_text(site.read_text() + 'reference = "known.csv"\n')
+    config = load_site(site)
+    worklist = Worklist(config, load_task(config.task), by="x", pick=3)
+    assert worklist.overview()["is_pick"]
+    for number, choice in enumerate(("keep", "drop", "keep")):
+        worklist.decide(number, choice, "", str(worklist.case(number)["seen"]))  # type: ignore[arg-type]
+    assert read_ids(config.results / "verified.csv") == {"old", worklist.ids[0], worklist.ids[2]}
+    worklist.decide(0, None, "", str(worklist.case(0)["seen"]))
+    assert read_ids(config.results / "verified.csv") == {"old", worklist.ids[2]}
 
 
 @pytest.mark.parametrize("by", ["", "x" * 201])

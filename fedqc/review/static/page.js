@@ -516,7 +516,8 @@ function drawHead() {
   $("site").textContent = run.site;
   $("run").textContent = `${run.federation}, ${run.created.slice(0, 10)}, ${run.method}, rule ${run.rule}`;
   $("by").textContent = `${run.by} decides`;
-  const notes = [...(run.suspended ? [`Nothing was dropped: ${run.suspended}.`] : []), ...run.warnings];
+  const drawn = `${run.cases.length} cases drawn at random: keep those whose label you vouch for`;
+  const notes = [...(run.is_pick ? [drawn] : []), ...(run.suspended ? [`Nothing was dropped: ${run.suspended}.`] : []), ...run.warnings];
   $("warnings").replaceChildren(
     ...notes.map((text) => {
       const note = document.createElement("p");

@@ -1,21 +1,23 @@
 """Whether ratings notice wrong labels: the published DQE and one that phantoms made stricter, side by side.
 
     python -m fedqc_simulations.benchmarks.dqe_sensitivity FOLDER --model DQE [--label seg.nii.gz]
-        [--phantoms 16] [--rounds 7] [--steps 60] [--slices 12] [--seed 0] [--device auto] [--out FOLDER]
+        [--phantoms 16] [--voxel 1] [--rounds 7] [--steps 60] [--slices 12] [--seed 0] [--device auto]
+        [--threads 2] [--out FOLDER]
 
 FOLDER holds one real exam as BraTS names its files, DQE the model that `fedqc import dqe` wrote. A label of
 the exam is spoiled in ways whose DSC with the label as it is is known, and both models rate it.
 
 The stricter model is the published one, trained on (`qc.dqe.targets = "distilled"`) with degraded labels of
-phantoms alone: it never saw a real image, let alone this one. Phantoms are drawn with voxels of 4 mm. Read
-under the task `brats-glioma` they are resampled to 1 mm like any scan, so that a brain has the size in voxels
-that it has in a real slice; they lack the detail, which the teacher never had to learn from them.
+phantoms alone: it never saw a real image, let alone this one. They are drawn with voxels of 1 mm, as the exam
+has. With coarser ones, which are resampled to 1 mm under the task `brats-glioma`, untouched labels would have
+corners of their own voxels and degraded ones would not: a way to tell them apart that no real label knows.
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from fedqc.methods.dqe import DQEMethod
 from fedqc.metrics.overlap import overlap
 from fedqc.model import StoredModel, load_model, load_weights, save_model
 from fedqc.seeding import generator
+from fedqc_simulations.levels import Grid
 from fedqc_simulations.pathology import TUMOUR
 from fedqc_simulations.phantoms import draw_scanner, make_phantom
 
@@ -55,14 +58,17 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="of `fedqc import dqe`")
     parser.add_argument("--label", default="seg-BraTS23_1.nii.gz", help="name of the label's file")
     parser.add_argument("--phantoms", type=int, default=16)
+    parser.add_argument("--voxel", type=float, default=1.0, help="side of a phantom's voxels in mm")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=60, help="of a round")
     parser.add_argument("--slices", type=int, default=12, help="of a step")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="folder for the stricter model")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     compute = choose_compute(options.device)
     published = load_model(options.model)
     begin = time.monotonic()
@@ -135,7 +141,7 @@ def _trained(
     (stage,) = method.stages()
     begin_stage(network, stage)
     with tempfile.TemporaryDirectory() as folder:
-        files = list(_phantoms(Path(folder), options.phantoms, options.seed))
+        files = list(_phantoms(Path(folder), options))
         cache = CaseCache(Path(folder) / "cache", task)
         cache.prepare(files)
         cases = CachedCases(cache, files)
@@ -156,11 +162,14 @@ def _trained(
     return method, network
 
 
-def _phantoms(folder: Path, count: int, seed: int) -> Iterator[CaseFiles]:
+def _phantoms(folder: Path, options: argparse.Namespace) -> Iterator[CaseFiles]:
     """Phantoms of as many scanners, in files."""
-    for number in range(count):
-        rng = generator(seed, "phantom", number)
-        phantom = make_phantom(rng, draw_scanner(rng))
+    finer = TUMOUR.grid.spacing / options.voxel
+    x, y, z = (round(side * finer) for side in TUMOUR.grid.shape)
+    kind = replace(TUMOUR, grid=Grid((x, y, z), options.voxel))
+    for number in range(options.phantoms):
+        rng = generator(options.seed, "phantom", number)
+        phantom = make_phantom(rng, draw_scanner(rng, kind), kind)
         name = f"phantom-{number}"
         paths = tuple(folder / f"{name}-{modality}.nii.gz" for modality in TUMOUR.modalities)
         for path, image in zip(paths, phantom.image, strict=True):
