@@ -10,8 +10,8 @@
 - Floats are rounded to three significant digits.
 - It fails closed: anything that does not say how many patients stand behind it is an error.
 
-Each table is protected against its own total. Two tables of the same cases (the histogram and the decisions)
-held against each other can still narrow a hidden count down where the threshold is the edge of a bin.
+Each table is protected against its own total, and the histogram of qualities against the decisions, which are
+totals of some of its bins where the threshold is the edge of one.
 """
 
 import re
@@ -59,7 +59,7 @@ def _walk(key: str, value: object, min_count: int) -> Iterator[tuple[str, int | 
         if value.patients >= min_count:
             yield key, _rounded(value.value)
     elif isinstance(value, Histogram):
-        shown = _shown(value, min_count)
+        shown = _shown_bins(value, min_count)
         if any(shown):
             yield key, [count if show else HIDDEN for count, show in zip(value.counts, shown, strict=True)]
     elif isinstance(value, Spread):
@@ -102,6 +102,15 @@ def _moved(spread: Spread, min_count: int) -> list[int]:
     if last is not None:
         moved[last] += mass
     return moved
+
+
+def _shown_bins(histogram: Histogram, min_count: int) -> list[bool]:
+    """Which bins may be told: those that may of all cases, and of each part of them that a bin holds."""
+    shown = _shown(histogram, min_count)
+    for part in histogram.parts:
+        of_part = zip(part.counts, _shown(part, min_count), strict=True)
+        shown = [show and (may or not count) for show, (count, may) in zip(shown, of_part, strict=True)]
+    return shown
 
 
 def _shown(groups: Groups, min_count: int) -> list[bool]:

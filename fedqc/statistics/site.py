@@ -61,6 +61,8 @@ class Histogram(Groups):
     """Cases in each bin; a bin holds its lower edge, the last one its upper edge too."""
 
     edges: tuple[FiniteFloat, ...]
+    parts: tuple[Groups, ...] = ()
+    """The same bins for each of the groups whose totals another table of the same cases tells."""
 
     @model_validator(mode="after")
     def _has_edges(self) -> Self:
@@ -363,7 +365,7 @@ def summarise_curation(
         candidates=Figure(value=len(owner), patients=everyone),
         curated=Figure(value=int(curated), patients=everyone if tested is None else min(everyone, tested)),
         decisions=_decisions(outcomes, owner),
-        quality=quality_histogram(scores, patients) if len(owner) else None,
+        quality=_by_outcome(scores, owner, outcomes) if len(owner) else None,
         **_mean_and_sd("quality", scores, owner),
         regions_mean={
             name: Figure(value=float(values.mean()), patients=everyone)
@@ -418,6 +420,19 @@ def quality_histogram(quality: ArrayLike, patients: Sequence[str]) -> Histogram:
         patients=tuple(_distinct(owner[place == index]) for index in range(N_BINS)),
         total_patients=_distinct(owner),
     )
+
+
+def _by_outcome(
+    scores: NDArray[np.float64], owner: NDArray[np.str_], outcomes: Sequence[Outcome]
+) -> Histogram:
+    """The histogram of all, with that of each outcome, whose totals are told too."""
+    decided = np.array([outcome.value for outcome in outcomes])
+    parts = []
+    for outcome in np.unique(decided):
+        mine = decided == outcome
+        part = quality_histogram(scores[mine], owner[mine].tolist())
+        parts.append(Groups(counts=part.counts, patients=part.patients, total_patients=part.total_patients))
+    return quality_histogram(scores, owner.tolist()).model_copy(update={"parts": tuple(parts)})
 
 
 def _decisions(outcomes: Sequence[Outcome], owner: NDArray[np.str_]) -> Tally | None:

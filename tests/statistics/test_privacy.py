@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedqc.curation.rules import Outcome
@@ -366,3 +366,28 @@ def test_no_count_of_labels_rests_on_fewer_patients(
         groups = zip(places, [*places[1:], 8], strict=True)
         owners = [set().union(*whole.owners[low:high]) for low, high in groups]
     assert all(len(behind) >= min_count for behind in owners)
+
+
+# How many candidates, of as many patients, have which quality; below bin 7 they are dropped.
+sizes = st.lists(st.one_of(st.just(0), st.integers(1, 9)), min_size=10, max_size=10).filter(any)
+
+
+@settings(steady, max_examples=300)
+@example([20, 1, 0, 0, 0, 0, 0, 5, 20, 0], 6)
+@given(sizes, st.integers(2, 6))
+def test_decisions_give_no_hidden_bin_away(counts: list[int], min_count: int) -> None:
+    """Whoever knows the threshold knows which bins the dropped lie in, and what the hidden ones come to."""
+    cases = [(place, f"{place}-{one}") for place, count in enumerate(counts) for one in range(count)]
+    quality = [(place + 0.5) / 10 for place, _ in cases]
+    outcomes = [DROP if place < 7 else KEEP for place, _ in cases]
+    told: Any = release(summarise_curation(quality, {}, outcomes, [p for _, p in cases]), min_count)
+    bins = told.get("quality")
+    if bins is None:
+        return
+    for outcome, side in (("drop", range(7)), ("keep", range(7, 10))):
+        if f"decisions.{outcome}" in told:
+            hidden = [place for place in side if bins[place] == -1]
+            left = told[f"decisions.{outcome}"] - sum(bins[place] for place in side if bins[place] != -1)
+            behind = {patient for place, patient in cases if place in hidden}
+            assert left == sum(place in hidden for place, _ in cases)
+            assert left == 0 or len(behind) >= min_count
