@@ -44,6 +44,8 @@ test-deploy-long: install
 # Everything that a machine without internet needs to install fedqc: make wheelhouse PYTHON=python3.12
 wheelhouse: install
 	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet -c constraints.txt -w wheelhouse .
+	@$(BIN)/python -m zipfile -l wheelhouse/fedqc-*.whl | grep -q review/static/niivue.js \
+		|| echo "note: npm could not fetch the viewer, so that fedqc review will not work there"
 	@echo "copy the folder wheelhouse, then: pip install --no-index --find-links wheelhouse fedqc"
 
 # `fedqc check` on made-up folders, with a fuzzer that is guided by coverage: make fuzz SECONDS=3600
