@@ -106,6 +106,13 @@ def server(
     status: Annotated[
         bool, typer.Option("--status", help="Say how a run stands, from another terminal, and do nothing.")
     ] = False,
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Show the run on a page on this machine.")
+    ] = True,
+    page_port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="Of the page, on 127.0.0.1.", show_default="one that is free"),
+    ] = 0,
 ) -> None:
     """Lead a federation: wait for the sites, train, curate, report; and go on where a run was cut off.
 
@@ -126,7 +133,14 @@ def server(
             console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
     with Display(console) as display:
-        serve(federation, folder, seed=seed, say=display.say, listener=display.listen)
+        serve(
+            federation,
+            folder,
+            seed=seed,
+            say=display.say,
+            listener=display.listen,
+            page=page_port if page else None,
+        )
     console.print(f"see {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -1,27 +1,12 @@
 """Serves the review page on this machine, to whoever has the address."""
 
 import contextlib
-import socket
 from collections.abc import Callable
 
-import uvicorn
-
 from fedqc.errors import ConfigError
+from fedqc.loopback import Server, listening
 from fedqc.review.app import VIEWER, ReviewApp
 from fedqc.review.worklist import Worklist
-
-
-class _Server(uvicorn.Server):
-    """Says when it answers."""
-
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._started = started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
-        await super().startup(sockets)
-        self._started()
 
 
 def serve_review(worklist: Worklist, port: int, opened: Callable[[str], None]) -> None:
@@ -40,14 +25,6 @@ def serve_review(worklist: Worklist, port: int, opened: Callable[[str], None]) -
             f"{VIEWER}: there is no viewer in this installation; install Node.js with npm and fedqc "
             "once more (pip install --force-reinstall --no-deps), or its wheel, which has it"
         )
-    with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ConfigError(f"--port {port}: {error.strerror}; name another one, or leave it out") from None
-        review = ReviewApp(worklist, listening.getsockname()[1])
-        # Errors are answered to the page; what else goes wrong is worth a line here.
-        config = uvicorn.Config(review.app, log_level="warning", server_header=False)
-        with contextlib.suppress(KeyboardInterrupt):  # the way to stop it
-            _Server(config, lambda: opened(review.address)).run([listening])
+    with listening(port, "--port") as found, contextlib.suppress(KeyboardInterrupt):  # the way to stop it
+        review = ReviewApp(worklist, found.getsockname()[1])
+        Server(review.app, lambda: opened(review.address)).run([found])

@@ -29,6 +29,7 @@ from fedqc.supervision import Service, stopping_at_the_end
 from fedqc.task import load_task
 from fedqc_server.gateway import gateway_service, write_configuration
 from fedqc_server.limits import Limit
+from fedqc_server.live import live_page
 from fedqc_server.run_folder import Listener, RunFolder, described
 from fedqc_server.superlink import SuperLink
 
@@ -69,7 +70,9 @@ class Follower:
         self._lines.skip()
 
 
-def serve(federation: Path, out: Path, *, seed: int, say: Say, listener: Listener) -> None:
+def serve(
+    federation: Path, out: Path, *, seed: int, say: Say, listener: Listener, page: int | None = None
+) -> None:
     """Lead a federation to its end, or go on with one that was cut off.
 
     Args:
@@ -78,6 +81,7 @@ def serve(federation: Path, out: Path, *, seed: int, say: Say, listener: Listene
         seed: of the run.
         say: is told what a person at the terminal should know.
         listener: is told every event of the run.
+        page: port of the live page on 127.0.0.1, 0 for one that is free; None: there is none.
 
     Raises:
         ConfigError: the configuration cannot be used; nothing is started.
@@ -109,7 +113,15 @@ def serve(federation: Path, out: Path, *, seed: int, say: Say, listener: Listene
             is_open = config.server.gateway == "none"
             reached = superlink.address if is_open else config.server.address
             say(f"listening on {reached}; sites: {', '.join(sorted(keys))}; the run's folder is {out}")
-            _lead(superlink, services, out, say, listener)
+            with _watched(out, page, say):
+                _lead(superlink, services, out, say, listener)
+
+
+def _watched(folder: Path, port: int | None, say: Say) -> contextlib.AbstractContextManager[None]:
+    """The live page, where one is wanted."""
+    if port is None:
+        return contextlib.nullcontext()
+    return live_page(folder, port, lambda address: say(f"watch it on this machine: {address}"))
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class Client:
 
     async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         transport = httpx.ASGITransport(self._app)
-        headers = {"x-fedqc-review": self._secret} | options.pop("headers", {})
+        headers = {"x-fedqc": self._secret} | options.pop("headers", {})
         async with httpx.AsyncClient(transport=transport, base_url=self._home) as client:
             return await client.request(method, path, headers=headers, **options)
 
@@ -92,10 +92,10 @@ def test_the_page_itself_holds_nothing_of_the_site(stranger: Client) -> None:
 )
 @pytest.mark.parametrize("secret", [None, "", "guess"])
 def test_without_the_token_nothing_is_told(stranger: Client, path: str, secret: str | None) -> None:
-    refused = stranger.get(path, headers={} if secret is None else {"x-fedqc-review": secret})
+    refused = stranger.get(path, headers={} if secret is None else {"x-fedqc": secret})
     assert refused.status_code == 403
     assert refused.json() == {
-        "error": "open the address that fedqc review prints; it works once for each start"
+        "error": "open the address that the command printed; it works once for each start"
     }
 
 
@@ -195,7 +195,7 @@ def test_nothing_may_be_kept_or_framed_or_come_from_elsewhere(client: Client, pa
     headers = client.get(path).headers
     policy = headers["content-security-policy"]
     assert "default-src 'none'" in policy
-    assert "frame-ancestors 'none'" in policy
+    assert "frame-ancestors 'self'" in policy
     assert "http" not in policy
     assert headers["cache-control"] == "no-store"
     assert "set-cookie" not in headers

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,26 +11,14 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from fedqc.config import load_site
 from fedqc.curation.manifest import Overruled, read_manifest
+from tests.browsing import WAIT, browser
 
 pytestmark = pytest.mark.browser
-WAIT = 30_000
-"""Milliseconds; a machine without a GPU draws in software."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    assert program, "these tests need Chromium; Debian: apt install chromium"
-    quiet = ("--disable-background-networking", "--disable-component-update", "--disable-sync")
-    software = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=[*software, *quiet])
-        yield chromium
-        chromium.close()
+__all__ = ["browser"]
 
 
 class Server:
@@ -263,6 +250,6 @@ def test_the_address_works_once(page: Page, server: Server, browser: Browser) ->
     stranger.goto(server.address)
     expect(stranger.locator("#saved")).to_contain_text("this address was used already")
     stranger.goto(server.address.partition("#")[0])
-    expect(stranger.locator("#saved")).to_contain_text("open the address that fedqc review prints")
+    expect(stranger.locator("#saved")).to_contain_text("open the address that the command printed")
     expect(stranger.locator("#cases li")).to_have_count(0)
     stranger.context.close()

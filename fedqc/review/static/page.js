@@ -1,6 +1,7 @@
 // The review page: the worklist, one case in NiiVue, and what a person decides. Everything is asked of the
 // server that sent this page; a decision counts as made once the server has it on disk.
 
+import { ask, enter, send } from "/static/loopback.js";
 import { Niivue, NVImage, SLICE_TYPE } from "/static/niivue.js";
 
 const $ = (id) => document.getElementById(id);
@@ -44,34 +45,6 @@ const viewer = new Niivue({
   dragAndDropEnabled: false,
   logLevel: "error",
 });
-
-// --------------------------------------------------------------------------------------------- requests
-
-const secret = () => sessionStorage.getItem("fedqc-review") ?? "";
-
-async function send(address, options = {}) {
-  const response = await fetch(address, { ...options, headers: { "X-Fedqc-Review": secret(), ...options.headers } });
-  if (response.ok) return response;
-  const text = await response.text();
-  let sentence = text;
-  try {
-    sentence = JSON.parse(text).error ?? text;
-  } catch {
-    // not one of our answers
-  }
-  throw new Error(sentence || response.statusText);
-}
-
-const ask = async (address, options) => (await send(address, options)).json();
-
-// The token behind the # is exchanged once; a page that is loaded again has the secret still.
-async function enter() {
-  const token = location.hash.slice(1);
-  if (!token) return;
-  history.replaceState(null, "", "/");
-  const { secret: found } = await ask("/api/enter", { method: "POST", body: token });
-  sessionStorage.setItem("fedqc-review", found);
-}
 
 // --------------------------------------------------------------------------------------------- the list
 
