@@ -110,9 +110,9 @@ def server(
         bool, typer.Option("--page/--no-page", help="Show the run on a page on this machine.")
     ] = True,
     page_port: Annotated[
-        int,
+        int | None,
         typer.Option(min=0, max=65535, help="Of the page, on 127.0.0.1.", show_default="one that is free"),
-    ] = 0,
+    ] = None,
 ) -> None:
     """Lead a federation: wait for the sites, train, curate, report; and go on where a run was cut off.
 
@@ -139,7 +139,7 @@ def server(
             seed=seed,
             say=display.say,
             listener=display.listen,
-            page=page_port if page else None,
+            page=(page_port or 0) if page else None,
         )
     console.print(f"see {folder / 'report.html'}", highlight=False, soft_wrap=True)
 

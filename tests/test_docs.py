@@ -367,6 +367,8 @@ def options_of(words: list[str]) -> list[click.Option]:
         "reproduce",
         "init site",
         "init federation",
+        "ledger",
+        "review",
     ],
 )
 def test_every_option_is_documented_with_its_default(command: str) -> None:

@@ -15,8 +15,8 @@ def review(
         typer.Option(min=1, help="Draw so many cases at random, to verify their labels as references."),
     ] = None,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="On 127.0.0.1.", show_default="one that is free")
-    ] = 0,
+        int | None, typer.Option(min=0, max=65535, help="On 127.0.0.1.", show_default="one that is free")
+    ] = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
     ] = True,
@@ -45,7 +45,7 @@ def review(
         if browser:
             _open(address)
 
-    serve_review(worklist, port, opened)
+    serve_review(worklist, port or 0, opened)
 
 
 def _open(address: str) -> None:
