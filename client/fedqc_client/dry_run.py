@@ -66,7 +66,8 @@ def what_would_leave(site_file: Path, federation: FederationConfig | None = None
     yield from _records(handshake, outgoing(tasks.handshake(site, handshake), site, handshake))
     if not takes_no_part(site, summarise.kind):
         yield from _records(
-            summarise, outgoing(tasks.summarise(site, summarise), site, summarise, remember=False)
+            summarise,
+            outgoing(tasks.summarise(site, summarise, begins=False), site, summarise, remember=False),
         )
     networks = {
         "train.segmenter": _segmenters(config, task),

@@ -48,7 +48,7 @@ from fedqc.protocol import (
 )
 from fedqc.statistics.allowed import not_allowed
 from fedqc.statistics.privacy import release
-from fedqc.statistics.releases import RELEASES, settle
+from fedqc.statistics.releases import RELEASES, release_of, settle
 from fedqc.statistics.site import (
     CalibrationSummary,
     CrossCheckSummary,
@@ -84,8 +84,10 @@ class Told:
     summary: "Summary"
     about: Mapping[str, str]
     """By patient, what of the patient the numbers rest on."""
-    basis: str = ""
-    """The model and the settings that they rest on."""
+    weights: str = ""
+    """The model that they rest on."""
+    settings: str = ""
+    """What else they rest on."""
 
 
 Summary = DataSummary | CrossCheckSummary | CalibrationSummary | CurationSummary | SegmentationSummary
@@ -159,8 +161,9 @@ def outgoing(outcome: Outcome, site: SiteConfig, request: Request, *, remember: 
         min_count = max(site.policy.min_count, request.min_count)
         reply = _filtered(outcome, min_count)
         if isinstance(outcome, Told) and isinstance(reply, StatisticsReply) and remember:
-            path, told = site.results / RELEASES, (outcome.about, outcome.basis)
-            reply = StatisticsReply(dict(settle(path, request.kind, reply.values, *told, min_count)))
+            settings = f"{request.federation} {request.task} {outcome.settings}"
+            new = release_of(reply.values, outcome.about, outcome.weights, settings, min_count)
+            reply = StatisticsReply(settle(site.results / RELEASES, request.kind, new))
         records = reply_to_records(reply)
         _check(reply_from_records(records, request.kind), site, request)
     except (ProtocolError, TypeError) as error:

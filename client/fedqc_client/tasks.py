@@ -131,15 +131,18 @@ def handshake(site: SiteConfig, request: HandshakeRequest) -> HandshakeReply:
     )
 
 
-def summarise(site: SiteConfig, request: SummariseRequest) -> Told:
+def summarise(site: SiteConfig, request: SummariseRequest, *, begins: bool = True) -> Told:
     """Check and preprocess the site's cases and describe them.
+
+    A run begins with it, unless `begins` says that it only looks like one.
 
     Raises:
         DataError: no case can be used.
     """
     data = load_site_data(site, _task(site, request))
     data.cache.prepare(data.usable, workers=site.compute.workers)
-    forget_vouched(site)
+    if begins:
+        forget_vouched(site)
     roles = dict.fromkeys((files.id for files in data.references), "reference")
     about = _about(data.usable, data.cache, roles)
     for code, patients in data.check.left_out.items():
@@ -184,11 +187,12 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     data = load_site_data(site, task)
     stage = get_method(request.qc.method)(task, request.qc).stage(request.stage)
     ratings = ratings_by_case(site.data.ratings) if stage.learns_from == "rated" else {}
-    references, held_back = training_references(site, task, data, request)
-    training, trusted = references, {files.patient for files in references}
+    vouched_for, held_back = training_references(site, task, data, request)
+    references, _ = split_references(data.references, request.seed)  # which are compared with and fitted to
+    training, trusted = vouched_for, {files.patient for files in references}
     if stage.learns_from != "references":
         patients = {files.patient for files in held_back}
-        vouched = {files.id for files in references}
+        vouched = {files.id for files in vouched_for}
         others = (files for files in data.candidates if files.id not in vouched)
         training += tuple(files for files in others if files.patient not in patients)
     training = tuple(files for files in training if stage.may_learn_from(files, ratings))
@@ -234,7 +238,7 @@ def cross_check(site: SiteConfig, request: CrossCheckRequest) -> Told | ErrorRep
     summary = summarise_cross_check(
         [score.quality for score in scores], [case.patient for case in data.references]
     )
-    return Told(summary, _about(data.references, data.cache), _basis(request))
+    return Told(summary, _about(data.references, data.cache), _digest(request.weights))
 
 
 def calibrate(site: SiteConfig, request: CalibrateRequest) -> Told | ErrorReply:
@@ -254,7 +258,8 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> Told | ErrorReply:
         [one.patient for one in test.labels],
         tau=request.curation.threshold,
     )
-    return Told(summary, _about(held_back, data.cache), _basis(request, request.curation.threshold))
+    settings = f"{request.curation.threshold} {request.qc.model_dump_json()}"
+    return Told(summary, _about(data.references, data.cache), _digest(request.weights), settings)
 
 
 def _self_test(  # noqa: PLR0917 - what is tested, and on what
@@ -309,6 +314,8 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
     _fit(site, request, method, network, references, compute)
     has_test = bool(held_back) and request.trusted
     test = _self_test(site, request, data, method, network, compute) if has_test else None
+    if test is None:
+        (site.results / SELF_TEST).unlink(missing_ok=True)  # of an earlier run
     model_sha256 = _store_model(site, request, network, task, reference_files(method, references))
 
     maps = site.results / ".error_maps.new"
@@ -382,9 +389,11 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         curated=rule.suspended is None,
         tested=test.patients if test else None,
     )
-    decided = {entry.id: entry.overruled.decision for entry in entries if entry.overruled}
-    basis = _basis(request, request.curation.model_dump_json(), request.calibration)
-    return Told(summary, _about(data.candidates, data.cache, decided), basis)
+    more = {entry.id: entry.overruled.decision.value for entry in entries if entry.overruled}
+    more |= dict.fromkeys((files.id for files in data.references), "reference")  # on which decisions may rest
+    about = _about((*data.candidates, *data.references), data.cache, more)
+    settings = [request.curation, request.calibration, request.qc.model_dump_json(), request.trusted]
+    return Told(summary, about, _digest(request.weights), " ".join(map(str, settings)))
 
 
 def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> Trained | ErrorReply:
@@ -435,7 +444,7 @@ def evaluate_segmentation(site: SiteConfig, request: EvaluateSegmentationRequest
         },
         patients=[score.patient for score in scores],
     )
-    return Told(summary, _about(references, data.cache), _basis(request))
+    return Told(summary, _about(references, data.cache), _digest(request.weights))
 
 
 def _about(
@@ -446,11 +455,6 @@ def _about(
     for files in cases:
         about.setdefault(files.patient, []).append(digest([cache.hashes(files), (more or {}).get(files.id)]))
     return {patient: " ".join(sorted(of_cases)) for patient, of_cases in about.items()}
-
-
-def _basis(request: ModelRequest, *more: object) -> str:
-    """The model and the settings on which statistics rest."""
-    return " ".join([_digest(request.weights), *map(str, more)])
 
 
 def _references_for_segmentation(

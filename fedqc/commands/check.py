@@ -210,8 +210,8 @@ def _print_check(console: "Console", found: "SiteCheck", config: "SiteConfig") -
     if 0 < sheet.reference_patients < needed:
         say(
             f"references of {plural(sheet.reference_patients, 'patient')}: with {needed}, the quarter that "
-            f"calibrates is {min_count}, and what it finds may be told; once the cases are scored, "
-            f"fedqc review --pick {needed - sheet.reference_patients} draws some to verify"
+            f"calibrates is {min_count}, and what it finds may be told; once the cases are scored, fedqc "
+            "review --pick draws some to verify"
         )
     numbers = plural(len(found.leaves(min_count)), "number")
     say(f"{numbers} about the data would leave the site, each over {min_count} patients or more")

@@ -13,7 +13,7 @@ import os
 import pwd
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
@@ -192,7 +192,16 @@ def with_overruled(manifest: Manifest, case: str, overruled: Overruled | None) -
     return manifest.model_copy(update={"entries": tuple(entries)})
 
 
-def overrule(results: Path, task: Task, case: str, decision: str | None, *, by: str, reason: str) -> Entry:
+def overrule(
+    results: Path,
+    task: Task,
+    case: str,
+    decision: str | None,
+    *,
+    by: str,
+    reason: str,
+    check: Callable[[Manifest], None] = lambda manifest: None,
+) -> Entry:
     """Write down what a person decided about a case, in the manifest and the table of a results folder.
 
     Args:
@@ -202,6 +211,7 @@ def overrule(results: Path, task: Task, case: str, decision: str | None, *, by: 
         decision: `keep` or `drop`; None takes an earlier decision back.
         by: who decided.
         reason: why.
+        check: raises where the manifest, which nobody else changes meanwhile, is not what was decided on.
 
     Returns:
         The case as it stands now.
@@ -216,13 +226,15 @@ def overrule(results: Path, task: Task, case: str, decision: str | None, *, by: 
         when = datetime.now(UTC).isoformat(timespec="seconds")
         values = {"decision": decision, "by": by, "when": when, "reason": reason}
         overruled = parse(values, Overruled, source=f"case {case}")
+    owner = path.stat().st_uid if path.exists() else os.geteuid()
+    if owner != os.geteuid():  # a file of root would be lost to the service that has to read it
+        raise ConfigError(
+            f"{path}: belongs to {_name(owner)}; decide as that user: sudo -u {_name(owner)} fedqc ..."
+        )
     with changing(results):
-        manifest = with_overruled(read_manifest(path), case, overruled)
-        owner = path.stat().st_uid
-        if owner != os.geteuid():  # a file of root would be lost to the service that has to read it
-            raise ConfigError(
-                f"{path}: belongs to {_name(owner)}; decide as that user: sudo -u {_name(owner)} fedqc ..."
-            )
+        before = read_manifest(path)
+        check(before)
+        manifest = with_overruled(before, case, overruled)
         write_scores(results / "scores.csv", manifest, task)
         write_manifest(path, manifest)
     return next(entry for entry in manifest.entries if entry.id == case)

@@ -119,14 +119,18 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(run, statistics, tuple(faults), last_phase, last_round, check_skipped, resumed, sites)
 
 
-def build_coordinator_report(run_folder: Path) -> Path:
-    """Write `report.html` of a run, finished or not, from what is in its folder.
+def build_coordinator_report(run_folder: Path, path: Path | None = None) -> Path:
+    """Write the report of a run, finished or not, from what is in its folder.
+
+    Args:
+        run_folder: of the run.
+        path: of the report; None: `report.html` in the folder.
 
     Returns:
         The report.
     """
     record = read_run(run_folder)
-    path = run_folder / "report.html"
+    path = path or run_folder / "report.html"
     title = f"fedqc: {record.run.get('federation', run_folder.name)}"
     write_report(
         path,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedqc.cases.layouts import read_ids
+from fedqc.cases.volumes import sha256_file
 from fedqc.config import SiteConfig, parse
 from fedqc.curation.manifest import MANIFEST, Entry, Manifest, Overruled, overrule, read_manifest
 from fedqc.curation.rules import Outcome
@@ -110,10 +111,10 @@ class Worklist:
         Raises:
             IndexError: there is no such case.
         """
-        entry = self._entry(number)
+        entry, manifest = self._entry(number), self._manifest
         return self._line(entry) | {
             "number": number,
-            "seen": _seen(self._manifest, entry),
+            "seen": _seen(manifest, entry),
             "reason": entry.reason,
             "regions": entry.regions,
             "interval": entry.interval,
@@ -142,28 +143,41 @@ class Worklist:
             DataError: the case is not what was looked at any more, or the decision cannot be saved.
         """
         with self._lock:
-            entry = self._entry(number)
-            if seen != _seen(self._manifest, entry):
-                raise DataError("the site has scored its cases anew since this one was opened; open it again")
-            overrule(self._site.results, self._task, entry.id, choice, by=self.by, reason=reason)
+            case, reference = self._entry(number).id, self._site.data.reference
+            references = read_ids(reference) if self._is_pick and reference is not None else frozenset()
+
+            def check(manifest: Manifest) -> None:
+                entry = next((one for one in manifest.entries if one.id == case), None)
+                if entry is None or seen != _seen(manifest, entry):
+                    raise DataError(
+                        "the site has scored its cases anew since this one was opened; open it again"
+                    )
+                label = entry.files[LABEL]
+                if sha256_file(self._site.data.folder / label.path) != label.sha256:
+                    raise DataError(
+                        f"{label.path} has changed since it was scored; score the site's cases first"
+                    )
+
+            overrule(self._site.results, self._task, case, choice, by=self.by, reason=reason, check=check)
             if self._is_pick:
-                self._write_verified()
+                self._write_verified(references)
         return self.case(number)
 
-    def _write_verified(self) -> None:
+    def _write_verified(self, references: frozenset[str]) -> None:
         """The site's references, and with them the drawn cases that a person kept, as a table of ids."""
-        reference = self._site.data.reference
-        before = read_ids(reference) if reference is not None else frozenset()
-        entries = self._entries()
-        kept = [
+        path, entries = self._site.results / VERIFIED, self._entries()
+        kept = {
             case for case in self.ids if (one := entries[case].overruled) and one.decision is Outcome.KEEP
-        ]
-        rows = [[case] for case in ("id", *sorted(before), *(case for case in kept if case not in before))]
-        with (
-            replacing(self._site.results / VERIFIED) as aside,
-            aside.open("w", encoding="utf-8", newline="") as file,
-        ):
-            csv.writer(file, lineterminator="\n").writerows(rows)
+        }
+        before = references | (read_ids(path) if path.exists() else frozenset())
+        rows = [[case] for case in ("id", *sorted((before - set(self.ids)) | kept))]
+        try:
+            with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerows(rows)
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be written ({error.strerror or error}); the decision itself is saved"
+            ) from None
 
     def _read(self) -> Manifest:
         manifest = read_manifest(self._path)

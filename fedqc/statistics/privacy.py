@@ -91,6 +91,11 @@ def _moved(spread: Spread, min_count: int) -> list[int]:
         return list(spread.masses)
     n_bins = len(spread.masses)
     moved = [0] * n_bins
+    n_without = spread.total_patients - len(frozenset[str]().union(*spread.owners))
+    if (
+        0 < n_without < min_count
+    ):  # the sum of the masses tells how many have such a label, and so how many not
+        return moved
     places = range(n_bins - 1, -1, -1) if spread.cautious == "up" else range(n_bins)
     first, last, mass, owners = places[0], None, 0, set[str]()
     for place in places:

@@ -4,6 +4,7 @@ Whoever holds the counts of a site before and after one patient joined it knows 
 numbers of a phase are told anew only when nobody, or at least `min_count` patients, changed since each time
 that they were told: came, left, or have other files, another role or another decision by a person. Until then
 the latest numbers are told again where they rest on the same model and settings, and none where they do not.
+Nor are any where the same model is asked about the same patients with other settings.
 """
 
 import hashlib
@@ -29,8 +30,12 @@ class Release(FrozenModel):
 
     about: dict[Digest, Digest]
     """By patient, what of the patient the numbers rest on; both as digests."""
-    basis: str
-    """The model and the settings that they rest on."""
+    weights: str
+    """The model that they rest on."""
+    settings: str
+    """What else they rest on, such as the federation, the task and a rule."""
+    min_count: int
+    """Fewest patients behind each of them."""
     values: Values
 
 
@@ -41,35 +46,59 @@ class _Releases(FrozenModel):
     """All that was told, the latest last."""
 
 
-def settle(  # noqa: PLR0917 - what is to be told, of whom, and on what it rests
-    path: Path, phase: str, values: Values, about: Mapping[str, str], basis: str, min_count: int
-) -> Values:
+def settle(path: Path, phase: str, new: Release) -> Values:
     """What may be told, given what was told before; what is new is on disk before it is returned.
 
     Args:
         path: of the file that remembers.
         phase: of the run, or the type of its message.
-        values: behind the privacy filters.
-        about: by patient, what of the patient the numbers rest on.
-        basis: the model and the settings that they rest on.
-        min_count: fewest patients whose change may be told.
+        new: what would be told, behind the privacy filters.
 
     Raises:
         DataError: what was told before cannot be read.
     """
     known = _read(path)
-    new = Release(
-        about={_digest(patient): _digest(what) for patient, what in about.items()},
-        basis=_digest(basis),
-        values=dict(values),
-    )
     earlier = known.get(phase, ())
-    if any(0 < _n_changed(one, new) < min_count for one in earlier):
+    if any(_gives_away(one, new) for one in earlier):
         latest = earlier[-1]
-        return dict(latest.values) if latest.basis == new.basis else {}
+        same = (latest.weights, latest.settings) == (new.weights, new.settings)
+        return dict(latest.values) if same and latest.min_count >= new.min_count else {}
     if new not in earlier:
         _write(path, known | {phase: (*earlier, new)})
-    return dict(values)
+    return dict(new.values)
+
+
+def release_of(
+    values: Values, about: Mapping[str, str], weights: str, settings: str, min_count: int
+) -> Release:
+    """What would be told.
+
+    Args:
+        values: behind the privacy filters.
+        about: by patient, what of the patient the numbers rest on.
+        weights: the model that they rest on.
+        settings: what else they rest on.
+        min_count: fewest patients behind each number.
+    """
+    return Release(
+        about={_digest(patient): _digest(what) for patient, what in about.items()},
+        weights=_digest(weights),
+        settings=_digest(settings),
+        min_count=min_count,
+        values=dict(values),
+    )
+
+
+def _gives_away(earlier: Release, new: Release) -> bool:
+    """Whether both together tell something of fewer patients than may be told of.
+
+    A change of few does, and so does the same model by other settings: thresholds that lie close together
+    have one patient between them.
+    """
+    changed = _n_changed(earlier, new)
+    few = max(earlier.min_count, new.min_count)
+    other_settings = earlier.weights == new.weights and earlier.settings != new.settings
+    return 0 < changed < few or (changed < few and other_settings)
 
 
 def _n_changed(first: Release, second: Release) -> int:

@@ -92,6 +92,8 @@ class Spread(FrozenModel):
     """Labels of each bin in thousandths of a patient, who comes to one in all."""
     owners: tuple[frozenset[str], ...]
     """The patients of each bin."""
+    total_patients: NonNegativeInt
+    """Distinct patients of all labels of known quality, in this table or not."""
     cautious: Literal["up", "down"]
     """Where labels may be counted in another bin: that which makes a decision rest on less."""
 
@@ -329,8 +331,8 @@ def summarise_calibration(
         auroc=_figure(auroc(-quality, failure), smaller_class),
         # A failure that is counted as better, and a good label that is counted as worse, can only make
         # decisions more careful.
-        failures=_spread(quality[failure], owner[failure], "up"),
-        others=_spread(quality[~failure], owner[~failure], "down"),
+        failures=_spread(quality[failure], owner[failure], everyone, "up"),
+        others=_spread(quality[~failure], owner[~failure], everyone, "down"),
     )
 
 
@@ -375,11 +377,14 @@ def summarise_curation(
     )
 
 
-def _spread(quality: NDArray[np.float64], owner: NDArray[np.str_], cautious: Literal["up", "down"]) -> Spread:
+def _spread(
+    quality: NDArray[np.float64], owner: NDArray[np.str_], total: int, cautious: Literal["up", "down"]
+) -> Spread:
     place = bins_of(quality)
     return Spread(
         masses=tuple(counted(quality, owner).tolist()),
         owners=tuple(frozenset(owner[place == index].tolist()) for index in range(BINS)),
+        total_patients=total,
         cautious=cautious,
     )
 

@@ -101,7 +101,7 @@ def serve(
         folder.check(seed=seed, task=task.digest, config=described(config, task))
         told = {"federation": str(federation.resolve()), "out": str(out), "seed": seed, "resume": True}
         superlink, services = _parts(config, out, told, largest, say)
-        with stopping_at_the_end(services):
+        with _watched(out, page, say), stopping_at_the_end(services):
             flowers, gateway = services[:2], services[2:]
             for service in flowers:
                 service.start()
@@ -113,8 +113,7 @@ def serve(
             is_open = config.server.gateway == "none"
             reached = superlink.address if is_open else config.server.address
             say(f"listening on {reached}; sites: {', '.join(sorted(keys))}; the run's folder is {out}")
-            with _watched(out, page, say):
-                _lead(superlink, services, out, say, listener)
+            _lead(superlink, services, out, say, listener)
 
 
 def _watched(folder: Path, port: int | None, say: Say) -> contextlib.AbstractContextManager[None]:

@@ -7,6 +7,7 @@ they are written, and the report made of what the run has learned so far.
 import contextlib
 import json
 import statistics
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -51,8 +52,8 @@ class Training:
     title: str
     rounds: int = 0
     done: int = 0
-    losses: list[float] = field(default_factory=list)
-    """Mean over the sites, round by round."""
+    losses: list[float | None] = field(default_factory=list)
+    """Mean over the sites, round by round; None where none told it."""
     seconds: list[float] = field(default_factory=list)
     """Of the rounds of this start."""
 
@@ -113,7 +114,7 @@ class Watch:
         elif name == "round-finished" and stage in self._trainings:
             training = self._trainings[stage]
             training.done = int(event.get("round", 0))
-            training.losses.append(float(event.get("loss", 0)))
+            training.losses.append(event.get("loss"))
             training.seconds.append(_seconds(self._begun[stage], str(event.get("time"))))
         elif name == "run-finished":
             self._phase = self._stage = None
@@ -178,8 +179,9 @@ class LivePage:
             run = _json(self._folder / "run.json")
             basis = [*run.get("done", ()), str(run.get("outcome"))]
             if self._report is None or self._report[0] != basis:
-                text = build_coordinator_report(self._folder).read_text(encoding="utf-8")
-                self._report = (basis, text)
+                with tempfile.TemporaryDirectory() as folder:  # the run writes its own
+                    path = build_coordinator_report(self._folder, Path(folder) / "report.html")
+                    self._report = (basis, path.read_text(encoding="utf-8"))
             return self._report[1]
 
 

@@ -211,6 +211,9 @@ def test_the_page_asks_nothing_of_the_network() -> None:
 def test_a_port_that_is_taken_is_told(worklist: Worklist, monkeypatch: pytest.MonkeyPatch) -> None:
     import socket
 
+    monkeypatch.setattr(
+        "fedqc.review.serve.VIEWER", module.STATIC / "page.js"
+    )  # whether npm was there or not
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -108,6 +108,17 @@ def test_what_was_not_looked_at_is_not_decided(worklist: Worklist, site: Path) -
     assert worklist.decide(3, "keep", "", seen(worklist))["outcome"] == "keep"
 
 
+def test_a_label_that_changed_since_it_was_scored_is_not_decided_about(
+    worklist: Worklist, site: Path
+) -> None:
+    label = worklist.volume(3, "label")
+    assert label is not None
+    label.write_bytes(label.read_bytes() + b"\0")
+    with pytest.raises(DataError, match="has changed since it was scored"):
+        worklist.decide(3, "keep", "", seen(worklist))
+    assert worklist.case(3)["overruled"] is None
+
+
 def test_a_decision_made_elsewhere_is_seen(worklist: Worklist, site: Path) -> None:
     config = load_site(site)
     overrule(config.results, load_task(config.task), "bad", "keep", by="another", reason="")
@@ -154,6 +165,12 @@ def test_drawn_labels_that_a_person_keeps_are_listed_as_references(site: Path) -
     assert read_ids(config.results / "verified.csv") == {"old", worklist.ids[0], worklist.ids[2]}
     worklist.decide(0, None, "", str(worklist.case(0)["seen"]))
     assert read_ids(config.results / "verified.csv") == {"old", worklist.ids[2]}
+    (site.parent / "known.csv").write_text((config.results / "verified.csv").read_text())  # as it is told
+    fewer = Worklist(config, load_task(config.task), by="x", pick=1)
+    fewer.decide(0, "keep", "", str(fewer.case(0)["seen"]))
+    assert read_ids(config.results / "verified.csv") == {"old", worklist.ids[0], worklist.ids[2]}
+    worklist.decide(2, "drop", "", str(worklist.case(2)["seen"]))
+    assert read_ids(config.results / "verified.csv") == {"old", worklist.ids[0]}
 
 
 @pytest.mark.parametrize("by", ["", "x" * 201])

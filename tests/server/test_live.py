@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ def test_a_training_has_a_pace_and_time_left(folder: Folder) -> None:
     assert (watch.now()["training"], list(watch.now()["trainings"])) == (None, ["qc"])
 
 
+def test_a_loss_that_nobody_told_is_none(folder: Folder) -> None:
+    watch = Watch(folder.path)
+    terms = {"phase": "train.qc", "stage": "qc", "round": 1, "rounds": 2}
+    folder.event("round-started", **terms)
+    folder.event("round-finished", **terms)
+    assert watch.now()["training"]["losses"] == [None]
+
+
 def test_a_round_that_was_cut_off_is_counted_once(folder: Folder) -> None:
     watch = Watch(folder.path)
     for number, loss in ((1, 0.5), (2, 0.4), (3, None), (3, 0.3)):
@@ -148,10 +157,10 @@ def test_only_who_has_the_address_sees_it(folder: Folder) -> None:
 def test_the_report_is_made_anew_behind_each_phase(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
-    def build(path: Path) -> Path:
+    def build(folder: Path, path: Path) -> Path:
         made.append(len(made))
-        (path / "report.html").write_text(f"report {len(made)}")
-        return path / "report.html"
+        path.write_text(f"report {len(made)}")
+        return path
 
     monkeypatch.setattr("fedqc_server.live.build_coordinator_report", build)
     page = LivePage(folder.path, PORT)
@@ -164,15 +173,18 @@ def test_the_report_is_made_anew_behind_each_phase(folder: Folder, monkeypatch: 
 def test_it_is_served_while_something_else_goes_on(folder: Folder) -> None:
     folder.record(federation="alps", outcome="running", done=[])
     told: list[str] = []
-    with live_page(folder.path, 0, told.append):
-        for _ in range(200):
-            if told:
-                break
-            asyncio.run(asyncio.sleep(0.02))
+    is_there = threading.Event()
+
+    def opened(address: str) -> None:
+        told.append(address)
+        is_there.set()
+
+    with live_page(folder.path, 0, opened):
+        assert is_there.wait(30)
         home, _, token = told[0].partition("/#")
-        with httpx.Client(base_url=home) as client:
+        with httpx.Client(base_url=home, trust_env=False) as client:
             secret = client.post("/api/enter", content=token).json()["secret"]
             assert client.get("/api/now", headers={"x-fedqc": secret}).json()["federation"] == "alps"
             assert "<title>fedqc server</title>" in client.get("/").text
     with pytest.raises(httpx.ConnectError):
-        httpx.get(home)
+        httpx.get(home, trust_env=False)

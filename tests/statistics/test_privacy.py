@@ -307,7 +307,9 @@ def test_no_difference_of_totals_tells_of_too_few(
 # ------------------------------------------------------------------------------- labels of known quality
 
 
-def spread(labels: list[tuple[int, int]], cautious: Any, n_bins: int = 8) -> Spread:
+def spread(
+    labels: list[tuple[int, int]], cautious: Any, n_bins: int = 8, *, total: int | None = None
+) -> Spread:
     """Labels as (bin, patient), each patient coming to 1000 in all."""
     share = {patient: 1000 / sum(one == patient for _, one in labels) for _, patient in labels}
     return Spread(
@@ -315,6 +317,7 @@ def spread(labels: list[tuple[int, int]], cautious: Any, n_bins: int = 8) -> Spr
             round(sum(share[p] for place, p in labels if place == index)) for index in range(n_bins)
         ),
         owners=tuple(frozenset(str(p) for place, p in labels if place == index) for index in range(n_bins)),
+        total_patients=len({p for _, p in labels}) if total is None else total,
         cautious=cautious,
     )
 
@@ -329,6 +332,13 @@ def test_labels_are_taken_together_until_there_are_patients_enough() -> None:
     assert release({"x": spread(one_each, "down")}, 2) == {"x": [3000, 0, 3000, 0, 0, 0, 0, 0]}
     assert release({"x": spread(one_each, "up")}, 7) == {}
     assert release({"x": spread([], "up")}, 1) == {}
+
+
+def test_a_few_patients_without_such_labels_are_not_told_of_either() -> None:
+    """The masses add up to the patients who have some."""
+    one_each = [(0, 0), (1, 1), (2, 2)]
+    assert release({"x": spread(one_each, "up", total=4)}, 2) == {}
+    assert release({"x": spread(one_each, "up", total=5)}, 2) != {}
 
 
 @steady

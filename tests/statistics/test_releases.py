@@ -12,16 +12,23 @@ from hypothesis import strategies as st
 
 from fedqc.errors import DataError
 from fedqc.statistics.privacy import release
-from fedqc.statistics.releases import settle
+from fedqc.statistics.releases import release_of, settle
 from fedqc.statistics.site import summarise_cross_check
 
 MIN_COUNT = 3
 
 
 def told(
-    path: Path, values: Any, patients: dict[str, str], basis: str = "model 1", phase: str = "score"
+    path: Path,
+    values: Any,
+    patients: dict[str, str],
+    basis: str = "model 1",
+    phase: str = "score",
+    *,
+    settings: str = "",
+    min_count: int = MIN_COUNT,
 ) -> Any:
-    return settle(path, phase, values, patients, basis, MIN_COUNT)
+    return settle(path, phase, release_of(values, patients, basis, settings, min_count))
 
 
 def people(*names: str, **changed: str) -> dict[str, str]:
@@ -76,6 +83,22 @@ def test_the_same_people_under_another_model_are_told(path: Path) -> None:
     assert told(path, {"mean": 0.75}, people(*"abcd"), basis="model 2") == {"mean": 0.75}
 
 
+def test_two_thresholds_have_one_patient_between_them(path: Path) -> None:
+    told(path, {"keep": 41}, people(*"abcd"), settings="threshold 0.75")
+    assert told(path, {"keep": 40}, people(*"abcd"), settings="threshold 0.76") == {}
+    assert told(path, {"keep": 41}, people(*"abcd"), settings="threshold 0.75") == {"keep": 41}
+    assert told(path, {"keep": 9}, people(*"abcdefg"), settings="threshold 0.76") == {"keep": 9}
+    other = told(path, {"keep": 39}, people(*"abcd"), "model 2", settings="threshold 0.76")
+    assert other == {"keep": 39}
+
+
+def test_what_was_told_under_a_laxer_rule_is_not_told_again(path: Path) -> None:
+    told(path, {"n": 4}, people(*"abcd"), min_count=1)
+    assert told(path, {}, people(*"abcde"), min_count=4) == {}
+    assert told(path, {"n": 9}, people(*"efghi"), min_count=4) == {"n": 9}
+    assert told(path, {"n": 8}, people(*"efgh"), min_count=3) == {"n": 9}  # stricter is as good
+
+
 def test_phases_are_told_apart_and_numbers_come_back_as_they_were(path: Path) -> None:
     values = {"n": 4, "mean": 3.0, "bins": [1, -1, 0]}
     told(path, values, people(*"abcd"))
@@ -113,7 +136,7 @@ def test_no_two_releases_differ_by_a_group_that_is_too_small(
     for present in runs:
         names = [f"P{one}" for one in sorted(present)]
         values: Any = dict(release(summarise_cross_check(quality[sorted(present)], names), min_count))
-        answer = settle(path, "score", values, dict.fromkeys(names, "x"), "m", min_count)
+        answer = told(path, values, dict.fromkeys(names, "x"), min_count=min_count)
         text = json.dumps(answer, sort_keys=True)
         if answer == values:
             known.setdefault(text, present)

@@ -47,8 +47,8 @@ function drawTraining(run) {
     $("rounds").max = training.rounds;
     $("rounds").value = training.done;
   }
-  const shown = Object.values(run.trainings).filter((one) => one.losses.length > 1);
-  $("curves").replaceChildren(...shown.map(curve));
+  const told = Object.values(run.trainings).map((one) => ({ ...one, losses: one.losses.filter((loss) => loss !== null) }));
+  $("curves").replaceChildren(...told.filter((one) => one.losses.length > 1).map(curve));
 }
 
 function curve(training) {
@@ -99,8 +99,8 @@ function drawEvents(run) {
 async function drawReport(run) {
   const basis = JSON.stringify([run.done, run.outcome]);
   if (run.done.length === 0 || basis === reported) return;
-  reported = basis;
   const page = await (await send("/api/report")).text();
+  reported = basis;
   const place = $("pages").contentWindow?.scrollY ?? 0;
   $("pages").addEventListener("load", () => $("pages").contentWindow.scrollTo(0, place), { once: true });
   $("pages").srcdoc = page;
