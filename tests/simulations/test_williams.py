@@ -15,7 +15,7 @@ from fedqc_simulations.experiments import base, methods, predictions, williams
 from fedqc_simulations.experiments.base import Judged, Settings, Workshop, open_workshop
 from fedqc_simulations.experiments.predictions import MAPS, FoldNetworks, FoldSegmenter
 from fedqc_simulations.experiments.reproduce import reproduce
-from fedqc_simulations.experiments.williams import PredictionRegression, by_sum, cells
+from fedqc_simulations.experiments.williams import PredictionRegression, by_sum, cells, failure_bound
 from rich.console import Console
 from sklearn.metrics import precision_score, recall_score
 from torch import nn
@@ -90,6 +90,15 @@ def test_precision_and_recall_are_of_failures_and_not_what_the_paper_printed() -
     negative_predictive_value = (~failure & ~said).sum() / (~said).sum()
     assert abs(found["precision"] - specificity) > 0.05
     assert abs(found["recall"] - negative_predictive_value) > 0.05
+
+
+def test_where_hardly_any_prediction_fails_the_worst_tenth_does() -> None:
+    assert failure_bound(np.array([0.5] + [0.9] * 19)) == 0.75
+    even = np.linspace(0.8, 0.9, 101)
+    assert failure_bound(even) == pytest.approx(0.81)
+    rows = [judged(f"p{index}", value, value) for index, value in enumerate(even)]
+    assert figures(rows)["found"] == "10 of 10"
+    assert figures(rows)["review"] == f"{10 / 101:.1%}"
 
 
 def test_where_nothing_is_sorted_out_there_is_no_precision() -> None:

@@ -48,6 +48,8 @@ def draw_filter(path: Path, rows: Mapping[str, Sequence[Judged]], threshold: flo
     """
     with matplotlib.style.context(STYLE):
         columns = min(3, len(rows))
+        lowest = min(threshold, *(min(one.true, one.predicted) for judged in rows.values() for one in judged))
+        begin = max(0.0, math.floor(10 * lowest) / 10) - 0.02
         height = math.ceil(len(rows) / columns)
         figure = Figure(figsize=(3.0 * columns, 3.2 * height), layout="constrained")
         panels = figure.subplots(height, columns, squeeze=False, sharex=True, sharey=True).ravel()
@@ -55,7 +57,7 @@ def draw_filter(path: Path, rows: Mapping[str, Sequence[Judged]], threshold: flo
             true, predicted = (
                 np.array([getattr(one, name) for one in judged]) for name in ("true", "predicted")
             )
-            axes.axhspan(-0.02, threshold, color=GREY, alpha=0.15, linewidth=0)
+            axes.axhspan(begin, threshold, color=GREY, alpha=0.15, linewidth=0)
             axes.axvline(threshold, color=GREY, linewidth=1, linestyle="--")
             axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
             for failed, color, label in ((False, BLUE, "good"), (True, ORANGE, "failure")):
@@ -63,7 +65,7 @@ def draw_filter(path: Path, rows: Mapping[str, Sequence[Judged]], threshold: flo
                 axes.scatter(
                     true[some], predicted[some], s=11, color=color, alpha=0.6, linewidths=0, label=label
                 )
-            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), title=title, aspect="equal")
+            axes.set(xlim=(begin, 1.02), ylim=(begin, 1.02), title=title, aspect="equal")
             axes.xaxis.set_tick_params(labelbottom=True)
         for axes in panels[len(rows) :]:
             axes.set_axis_off()
