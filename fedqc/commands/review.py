@@ -55,7 +55,9 @@ def _open(address: str) -> None:
     import threading
     import webbrowser
 
-    descriptor, name = tempfile.mkstemp(".html", "fedqc-review-")  # mode 0600
+    # Mode 0600; in the home folder, since browsers in a sandbox of their own see another /tmp.
+    home = Path.home() if os.access(Path.home(), os.W_OK) else None
+    descriptor, name = tempfile.mkstemp(".html", "fedqc-review-", home)
     os.close(descriptor)
     page = Path(name)
     page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0;url={address}">', encoding="utf-8")
