@@ -8,11 +8,12 @@ FOLDER holds one real exam as BraTS names its files, DQE the model that `fedqc i
 the exam is spoiled in ways whose DSC with the label as it is is known, and both models rate it.
 
 The stricter model is the published one, trained on (`qc.dqe.targets = "distilled"`) with degraded labels of
-phantoms alone: it never saw a real image, let alone this one. They are drawn with voxels of 4 mm. Read under
-the task `brats-glioma` they are resampled to 1 mm like any scan, so that a brain has the size in voxels that it
-has in a real slice; they lack the detail, which the teacher never had to learn from them. Drawn with voxels of
-1 mm (`--voxel 1`) they serve worse: the stricter model then took the real label as it is for a bad one (2.3
-stars of the published 5.3), and its stars hardly followed the DSC (rho 0.25 instead of 0.90).
+phantoms alone: it never saw a real image, let alone this one. They are drawn with voxels of 4 mm. Read
+under the task `brats-glioma` they are resampled to 1 mm like any scan, so that a brain has the size in
+voxels that it has in a real slice; they lack the detail, which the teacher never had to learn from them.
+Drawn with voxels of 1 mm (`--voxel 1`) they serve worse: the stricter model then took the real label as it
+is for a bad one (2.3 stars of the published 5.3), and its stars hardly followed the DSC (rho 0.25 instead
+of 0.90).
 """
 
 import argparse
