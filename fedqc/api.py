@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedqc.cases.layouts import CaseFiles
-from fedqc.cases.preprocessing import preprocess, to_native
+from fedqc.cases.preprocessing import label_to_native, preprocess, to_native
 from fedqc.cases.sources import Source
 from fedqc.cases.volumes import Volume, is_singular, read_header
 from fedqc.compute import Compute, choose_compute
@@ -74,7 +74,8 @@ class QCModel:
                 file they have the task's spacing and these axes.
 
         Returns:
-            What the method says; `case_id` is empty, and error maps `[X, Y, Z]` lie on the label's own grid.
+            What the method says; `case_id` is empty, and error maps and corrected label `[X, Y, Z]` lie on
+            the label's own grid.
 
         Raises:
             DataError: something is wrong with image or label, or the two do not fit the task or each other.
@@ -101,6 +102,7 @@ class QCModel:
             score,
             error_map=None if score.error_map is None else native(score.error_map),
             class_error_maps={name: native(one) for name, one in score.class_error_maps.items()},
+            corrected=None if score.corrected is None else label_to_native(score.corrected, case),
         )
 
     def _sources(

@@ -41,6 +41,8 @@ class Score:
     """`[X, Y, Z]` probability that the label is wrong, on the case's grid."""
     class_error_maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """By class, `[X, Y, Z]` probability that its mask is wrong, where the method tells classes apart."""
+    corrected: NDArray[np.uint8] | None = None
+    """`[X, Y, Z]` class indices, what the label should be, on the case's grid, where the method tells."""
     stars: float | None = None
     """From 1 to 6, of methods that rate as people do."""
     views: dict[str, float] = field(default_factory=dict)

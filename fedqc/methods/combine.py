@@ -192,6 +192,7 @@ class CombineMethod(Method):
                 dict(zip(self.task.regions, regions, strict=True)),
                 first.error_map,
                 first.class_error_maps,
+                next((score.corrected for score in scores if score.corrected is not None), None),
             )
 
     def _scores(

@@ -128,6 +128,7 @@ class ExpectedDiceMethod(Method):
                 quality,
                 dict(zip(self.regions, regions, strict=True)),
                 wrong.cpu().numpy(),
+                corrected=samples.mode(dim=0).values.cpu().numpy(),
                 interval=_widening_of(network)(low[0], high[0], quality),
             )
         ]

@@ -57,6 +57,8 @@ class Judgement:
     """`[N, X, Y, Z]` probability that the label is wrong at a voxel, where the method has an error map."""
     class_errors: Tensor | None = None
     """`[N, K, X, Y, Z]` the same for the mask of each class, where the method tells them apart."""
+    corrected: Tensor | None = None
+    """`[N, X, Y, Z]` uint8, the class indices that would be right, where the method tells."""
 
 
 class PairMethod(Method):
@@ -223,6 +225,7 @@ class PairMethod(Method):
                 else dict(
                     zip(self.task.classes, found.class_errors[index].float().cpu().numpy(), strict=True)
                 ),
+                corrected=None if found.corrected is None else found.corrected[index].cpu().numpy(),
             )
             for index, case in enumerate(batch)
         ]

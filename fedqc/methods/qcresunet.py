@@ -103,12 +103,17 @@ class QCResUNetMethod(PairMethod):
         }
 
     def judge(self, network: nn.Module, image: Tensor, label: Tensor) -> Judgement:
-        """Predicted mean DSC and each region's, and the error map, or one for each class."""
+        """Predicted mean DSC and each region's, the error map or one for each class, and the right label."""
         output: QCOutput = network(self.inputs(image, label))
         quality = output.quality
         by_class = self._class_logits(output, label).sigmoid() if self._by_class else None
+        corrected = output.corrected
         return Judgement(
-            quality[:, 0], quality[:, 1:], output.error_logits.float().sigmoid(), class_errors=by_class
+            quality[:, 0],
+            quality[:, 1:],
+            output.error_logits.float().sigmoid(),
+            class_errors=by_class,
+            corrected=None if corrected is None else corrected.argmax(dim=1).to(torch.uint8),
         )
 
     def _class_logits(self, output: QCOutput, label: Tensor) -> Tensor:
