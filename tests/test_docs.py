@@ -21,6 +21,7 @@ from fedqc.cases import problems
 from fedqc.cases.layouts import Layout, find_cases, load_layouts, read_ids
 from fedqc.cases.layouts.table import TableLayout
 from fedqc.config import FederationConfig, FrozenModel, QCConfig, SiteConfig, load_federation, parse
+from fedqc.curation.diagnosis import Kind
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
 from fedqc.errors import ConfigError
@@ -478,6 +479,7 @@ def test_every_statistic_is_documented() -> None:
         "<class>": task.classes,
         "<region>": task.regions,
         "<outcome>": tuple(Outcome),
+        "<kind>": tuple(Kind),
     }
     documented: dict[str, set[str]] = {}
     for key, phase, _, _ in rows(section(PROTOCOL, "Statistics")):

@@ -25,6 +25,8 @@ from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, choose_compute, with_smaller_batches
 from fedqc.config import SamplesConfig, SegmentationConfig, SiteConfig, SourcesConfig
 from fedqc.curation.deciding import decide
+from fedqc.curation.diagnosing import diagnose_cases
+from fedqc.curation.diagnosis import Diagnosis, Kind
 from fedqc.curation.guards import gatherings, groups_of
 from fedqc.curation.manifest import (
     MANIFEST,
@@ -334,6 +336,8 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
     rule, decisions = decide(qualities, request.curation, test, request.calibration)
     if rule.suspended:
         watch.note(f"all candidates are kept: {rule.suspended}")
+    suspects = [files for files in data.candidates if decisions[files.id].outcome is not Outcome.KEEP]
+    diagnoses = _diagnoses(method, network, CachedCases(data.cache, suspects), compute, watch)
     entries = tuple(
         Entry(
             id=files.id,
@@ -345,6 +349,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
             decision=decisions[files.id].outcome,
             reason=decisions[files.id].reason,
             weight=decisions[files.id].weight,
+            diagnosis=diagnoses.get(files.id),
             files=_input_files(site, task, data.cache, files),
         )
         for files, judgement in zip(data.candidates, scores, strict=True)
@@ -388,12 +393,31 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         patients=[entry.patient for entry in entries],
         curated=rule.suspended is None,
         tested=test.patients if test else None,
+        diagnoses=[_diagnosed(entry) for entry in entries] if any(diagnoses.values()) else None,
     )
     more = {entry.id: entry.overruled.decision.value for entry in entries if entry.overruled}
     more |= dict.fromkeys((files.id for files in data.references), "reference")  # on which decisions may rest
     about = _about((*data.candidates, *data.references), data.cache, more)
     settings = [request.curation, request.calibration, request.qc.model_dump_json(), request.trusted]
     return Told(summary, about, _digest(request.weights), " ".join(map(str, settings)))
+
+
+def _diagnoses(
+    method: Method, network: nn.Module, cases: CachedCases, compute: Compute, watch: Activity
+) -> dict[str, Diagnosis | None]:
+    """What is wrong with labels that are not kept, by the case's id."""
+    diagnoses = {}
+    for case, diagnosis in diagnose_cases(method, network, cases, compute):
+        diagnoses[case.id] = diagnosis
+        watch.progress(len(diagnoses), len(cases))
+    return diagnoses
+
+
+def _diagnosed(entry: Entry) -> Kind | None:
+    """What is wrong with a candidate's label; None where it is kept in the end."""
+    if entry.outcome is Outcome.KEEP:
+        return None
+    return entry.diagnosis.kind if entry.diagnosis else Kind.UNCLEAR
 
 
 def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> Trained | ErrorReply:

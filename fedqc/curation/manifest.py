@@ -22,6 +22,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from fedqc.config import CurationConfig, FrozenModel, Share, parse
 from fedqc.curation.calibration import Calibration
+from fedqc.curation.diagnosis import Diagnosis
 from fedqc.curation.guards import Gathering
 from fedqc.curation.rules import Outcome
 from fedqc.errors import ConfigError, DataError, did_you_mean
@@ -87,6 +88,8 @@ class Entry(FrozenModel):
     reason: str = Field(min_length=1)
     weight: float = Field(default=1.0, gt=0, le=1)
     """How often it is drawn in training beside a case of weight 1, if it is kept."""
+    diagnosis: Diagnosis | None = None
+    """What is probably wrong with the label, where the rule does not keep it and the method tells."""
     files: dict[str, InputFile] = Field(min_length=1)
     """By role: a modality's name, or `label`."""
     overruled: Overruled | None = None

@@ -5,6 +5,7 @@ from typing import get_args
 
 from fedqc.cases.problems import ErrorCode as ErrorCodeOfCase
 from fedqc.curation.calibration import BINS
+from fedqc.curation.diagnosis import Kind
 from fedqc.curation.rules import Outcome as Decided
 from fedqc.degradation.samples import ALL_KINDS, STORED_KINDS, source_of
 from fedqc.protocol import Number, Reply, StatisticsReply, TrainReply
@@ -40,6 +41,7 @@ def statistic_keys(kind: str, task: Task) -> frozenset[str]:
             return frozenset({"samples", "r", "mae", "rmse", "auroc", *CALIBRATION_KEYS})
         case "query.score":
             decisions = {f"decisions.{outcome}" for outcome in Decided}
+            decisions |= {f"diagnosis.{kind}" for kind in Kind}
             regions = {f"regions_mean.{name}" for name in task.regions}
             return frozenset(
                 {"candidates", "curated", "quality", "quality_mean", "quality_sd"} | decisions | regions

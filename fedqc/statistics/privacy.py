@@ -4,6 +4,8 @@
 - Groups that add up to a known total (a histogram's bins, the decisions): a group below `min_count` is
   hidden. The sum of the hidden ones is the total less the shown ones, so as long as only one group is hidden,
   or the hidden ones hold fewer than `min_count` patients together, the next smallest is hidden too.
+- What is not kept, by what is wrong with it, is told only where the decisions tell how many are kept: the sum
+  of the groups would tell it.
 - Labels of known quality by predicted quality (`Spread`) are not hidden but moved: bins are taken together
   until `min_count` patients stand behind them. Rules rest on how few failures are predicted to be good, which
   in the end a single patient decides: the best of them therefore count as perfect.
@@ -19,8 +21,9 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel
 
+from fedqc.curation.rules import Outcome
 from fedqc.errors import ConfigError, ProtocolError
-from fedqc.statistics.site import Figure, Groups, Histogram, Spread, Tally
+from fedqc.statistics.site import Figure, Groups, Histogram, Part, Spread, Tally
 
 HIDDEN = -1
 """Stands for a histogram's bin that may not be told."""
@@ -66,7 +69,8 @@ def _walk(key: str, value: object, min_count: int) -> Iterator[tuple[str, int | 
         if any(masses := _moved(value, min_count)):
             yield key, masses
     elif isinstance(value, Tally):
-        for name, count, show in zip(value.names, value.counts, _shown(value, min_count), strict=True):
+        shown = _shown(value, min_count) if _sum_is_told(value, min_count) else [False] * len(value.names)
+        for name, count, show in zip(value.names, value.counts, shown, strict=True):
             if show:
                 yield _join(key, name), count
     elif isinstance(value, BaseModel | Mapping):
@@ -116,6 +120,15 @@ def _shown_bins(histogram: Histogram, min_count: int) -> list[bool]:
         of_part = zip(part.counts, _shown(part, min_count), strict=True)
         shown = [show and (may or not count) for show, (count, may) in zip(shown, of_part, strict=True)]
     return shown
+
+
+def _sum_is_told(tally: Tally, min_count: int) -> bool:
+    """Whether the sum of a tally may be known."""
+    if not isinstance(tally, Part):
+        return True
+    decisions = tally.decisions
+    told = dict(zip(decisions.names, _shown(decisions, min_count), strict=True))
+    return told.get(Outcome.KEEP.value, True)
 
 
 def _shown(groups: Groups, min_count: int) -> list[bool]:

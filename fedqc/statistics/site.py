@@ -13,6 +13,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, StrictFloat, StrictInt,
 
 from fedqc.config import FrozenModel
 from fedqc.curation.calibration import BINS, bins_of, counted
+from fedqc.curation.diagnosis import Kind
 from fedqc.curation.rules import Outcome
 from fedqc.errors import DataError
 from fedqc.metrics.agreement import mae, pearson, rmse
@@ -83,6 +84,12 @@ class Tally(Groups):
             msg = f"{len(self.counts)} groups have the names {self.names}; each needs one of its own"
             raise ValueError(msg)
         return self
+
+
+class Part(Tally):
+    """Cases that are not kept, by named group; another table tells their sum, as far as it may."""
+
+    decisions: Tally
 
 
 class Spread(FrozenModel):
@@ -161,6 +168,8 @@ class CurationSummary(FrozenModel):
     """1 where the rule was applied; 0 where the model failed its self-test, so that all are kept."""
     decisions: Tally | None
     """Keep, review, drop, as far as there are any."""
+    diagnosis: Part | None
+    """What is probably wrong with those that are not kept, where the method tells."""
     quality: Histogram | None
     quality_mean: Figure | None
     quality_sd: Figure | None
@@ -344,6 +353,7 @@ def summarise_curation(
     *,
     curated: bool = True,
     tested: int | None = None,
+    diagnoses: Sequence[Kind | None] | None = None,
 ) -> CurationSummary:
     """Summarise the scores of a site's candidates and what became of them.
 
@@ -354,6 +364,7 @@ def summarise_curation(
         patients: the patient of each candidate.
         curated: whether the rule was applied.
         tested: the patients of the self-test that decided it; None: there was none.
+        diagnoses: what is wrong with each candidate's label; None for one that is kept. None: nobody told.
 
     Raises:
         DataError: the lengths differ or a quality is outside [0, 1].
@@ -363,10 +374,14 @@ def summarise_curation(
     lengths = {f"region {name}": len(values) for name, values in per_region.items()}
     _check_lengths(len(owner), quality=len(scores), outcomes=len(outcomes), **lengths)
     everyone = _distinct(owner)
+    if diagnoses is not None:
+        _check_lengths(len(owner), diagnoses=len(diagnoses))
+    decisions = _decisions(outcomes, owner)
     return CurationSummary(
         candidates=Figure(value=len(owner), patients=everyone),
         curated=Figure(value=int(curated), patients=everyone if tested is None else min(everyone, tested)),
-        decisions=_decisions(outcomes, owner),
+        decisions=decisions,
+        diagnosis=_diagnosis(diagnoses, owner, decisions) if diagnoses and decisions else None,
         quality=_by_outcome(scores, owner, outcomes) if len(owner) else None,
         **_mean_and_sd("quality", scores, owner),
         regions_mean={
@@ -445,6 +460,17 @@ def _decisions(outcomes: Sequence[Outcome], owner: NDArray[np.str_]) -> Tally | 
     decided = [outcome.value for outcome in outcomes]
     there = [name.value for name in Outcome if name.value in decided]
     return _tally(_strings(decided), owner, there) if there else None
+
+
+def _diagnosis(diagnoses: Sequence[Kind | None], owner: NDArray[np.str_], decisions: Tally) -> Part | None:
+    """Candidates that are not kept, by what is wrong with them."""
+    diagnosed = [index for index, kind in enumerate(diagnoses) if kind is not None]
+    kinds = _strings([kind.value for kind in diagnoses if kind is not None])
+    there = [kind.value for kind in Kind if kind.value in kinds]
+    if not there:
+        return None
+    tally = _tally(kinds, owner[diagnosed], there)
+    return Part(**tally.model_dump(), decisions=decisions)
 
 
 def _tally(group_of: NDArray[np.str_], owner: NDArray[np.str_], names: Sequence[str]) -> Tally:

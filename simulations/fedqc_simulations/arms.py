@@ -194,6 +194,7 @@ def _chosen(curated: Manifest, arm: Arm, is_spoiled: Sequence[bool], rng: np.ran
                 "decision": Outcome.DROP if index in dropped else Outcome.KEEP,
                 "reason": f"arm {arm!r} of a simulation",
                 "weight": 1.0,
+                "diagnosis": None,
                 "overruled": None,
             }
         )

@@ -1,7 +1,8 @@
 """What a simulation can measure because it knows the truth: the content of `evaluation.json`."""
 
 import csv
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,21 @@ from fedqc.cases.cache import CaseCache
 from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import find_cases
 from fedqc.compute import Compute
+from fedqc.curation.diagnosis import Kind
 from fedqc.curation.manifest import read_manifest
 from fedqc.curation.rules import Outcome
+from fedqc.degradation.annotator import (
+    AnotherPatient,
+    InventedComponent,
+    LeftRightFlip,
+    MissedComponent,
+    OverContouring,
+    Shift,
+    SlicesLeftOut,
+    StaleLabel,
+    SwappedClasses,
+    UnderContouring,
+)
 from fedqc.degradation.base import Untouched
 from fedqc.degradation.samples import ALL_KINDS
 from fedqc.metrics.agreement import agreement
@@ -22,6 +36,20 @@ from fedqc.model import StoredModel
 from fedqc.seeding import generator
 from fedqc.trial import Tried, try_model
 from fedqc_simulations.consortium import Progress, read_candidates
+
+MEANT: dict[str, Kind] = {
+    UnderContouring.kind: Kind.UNDER,
+    OverContouring.kind: Kind.OVER,
+    StaleLabel.kind: Kind.ANOTHER,
+    MissedComponent.kind: Kind.MISSED,
+    InventedComponent.kind: Kind.INVENTED,
+    SwappedClasses.kind: Kind.SWAPPED,
+    SlicesLeftOut.kind: Kind.SLICES,
+    LeftRightFlip.kind: Kind.FLIP,
+    Shift.kind: Kind.SHIFT,
+    AnotherPatient.kind: Kind.ANOTHER,
+}
+"""The right diagnosis of each kind of error that has one."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +63,8 @@ class Curated:
     predicted_dsc: float
     dropped: bool
     """Review counts as dropped."""
+    diagnosis: str | None = None
+    """What was said to be wrong with it, where it was dropped and the method tells."""
 
 
 def judge_test_cases(
@@ -109,7 +139,8 @@ def read_curated(out: Path, sites: Sequence[str]) -> list[Curated]:
         for entry in read_manifest(path).entries if path.is_file() else ():
             candidate = truth[site, entry.id]
             dropped = entry.outcome is not Outcome.KEEP
-            curated.append(Curated(site, candidate.kind, candidate.dsc, entry.quality, dropped))
+            said = entry.diagnosis.kind.value if dropped and entry.diagnosis else None
+            curated.append(Curated(site, candidate.kind, candidate.dsc, entry.quality, dropped, said))
     return curated
 
 
@@ -118,6 +149,25 @@ def curation_figures(curated: Sequence[Curated], tau: float) -> dict[str, Any]:
     sites = dict.fromkeys(one.site for one in curated)
     groups = {"all": curated} | {site: [one for one in curated if one.site == site] for site in sites}
     return {name: _filtering(group, tau) for name, group in groups.items()}
+
+
+def diagnosis_figures(labels: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """What labels are said to suffer from, beside what was done to them.
+
+    Args:
+        labels: of each, its kind of error or `untouched`, and its diagnosis.
+    """
+    by_kind: dict[str, Counter[str]] = {}
+    for kind, diagnosis in labels:
+        by_kind.setdefault(kind, Counter())[diagnosis] += 1
+    meant = {kind: said for kind, said in by_kind.items() if kind in MEANT}
+    n = sum(said.total() for said in meant.values())
+    right = sum(said[MEANT[kind]] for kind, said in meant.items())
+    return {
+        "n": n,
+        "right": right / n if n else None,
+        "by_kind": {kind: dict(by_kind[kind]) for kind in ALL_KINDS if kind in by_kind},
+    }
 
 
 def _agreement(judged: Sequence[Tried], seed: int, name: str) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from fedqc_simulations.consortium import build_consortium, read_references, site
 from fedqc_simulations.engine import run_local
 from fedqc_simulations.evaluation import (
     curation_figures,
+    diagnosis_figures,
     judge_test_cases,
     qc_figures,
     read_curated,
@@ -329,10 +330,12 @@ def _figures(
     judged = judge_test_cases(out, model, seed=seed, compute=compute, progress=observer.progress)
     scores = score_arms(out, task, compute=compute, progress=observer.progress)
     n_train = {arm: count_kept(out, arm, sites) for arm in ARMS}
+    curated = read_curated(out, sites)
     return {
         "seed": seed,
         "qc": qc_figures(judged, config.qc.leave_out, seed=seed),
-        "curation": curation_figures(read_curated(out, sites), config.curation.threshold),
+        "curation": curation_figures(curated, config.curation.threshold),
+        "diagnosis": diagnosis_figures((one.kind, one.diagnosis) for one in curated if one.diagnosis),
         "suspected": _suspected(out),
         "segmentation": arm_figures([scores], n_train, seed=seed),
     }
@@ -355,6 +358,7 @@ def _pooled(settings: Settings, runs: Sequence[Seed]) -> dict[str, Any]:
         "seeds": list(settings.seeds),
         "qc": qc_figures(judged, config.qc.leave_out, seed=seed),
         "curation": {"all": curation_figures(curated, config.curation.threshold)["all"]},
+        "diagnosis": diagnosis_figures((one.kind, one.diagnosis) for one in curated if one.diagnosis),
         "suspected": {
             key: [
                 f"{run.out.name}/{site}"

@@ -99,6 +99,7 @@ def test_json_has_the_documented_keys(tmp_path: Path, example: Manifest) -> None
         "weight": 1.0,
         "interval": None,
         "stars": None,
+        "diagnosis": None,
         "overruled": None,
         "files": {
             "T1": {"path": "images/a.nii.gz", "sha256": "a" * 64},

@@ -12,6 +12,8 @@ from fedqc_simulations.engine import LocalGrid
 
 from fedqc.config import SiteConfig, load_site
 from fedqc.curation.calibration import BINS, PATIENT
+from fedqc.curation.diagnosing import MENDED
+from fedqc.curation.diagnosis import Kind
 from fedqc.curation.manifest import Manifest, overrule, read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import SELF_TEST
@@ -59,6 +61,24 @@ def test_a_rule_rests_on_what_all_sites_counted(
         assert found.pop("bad-7") is Outcome.DROP
         assert set(found.values()) == {Outcome.KEEP}
         assert told["sites"]["a"]["score"]["curated"] == 1
+
+
+def test_what_is_wrong_is_written_down_and_told_in_counts(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=UNTIL_SCORED)
+    entries = {entry.id: entry for entry in manifest_of(sites["a"]).entries}
+    bad = entries.pop("bad-7")
+    wrong = bad.diagnosis
+    assert wrong is not None
+    assert wrong.kind is Kind.SHIFT
+    assert wrong.repair is not None
+    assert wrong.repair.how == "move it by 5.0 mm to the right, 5.0 mm to the back, 5.0 mm to the bottom"
+    assert wrong.repair.quality >= bad.quality + MENDED
+    assert all(entry.diagnosis is None for entry in entries.values())
+    told = statistics(tmp_path / "run")["sites"]["a"]["score"]
+    assert [key for key in told if key.startswith("diagnosis")] == ["diagnosis.shift"]
+    assert told["diagnosis.shift"] == 1
 
 
 def test_each_site_may_rest_on_its_own_labels(

@@ -19,6 +19,7 @@ from fedqc_simulations.engine import LocalGrid, run_local
 from flwr.app import Array, ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 
 from fedqc.config import QCConfig, SiteConfig, load_site
+from fedqc.curation.diagnosis import Kind
 from fedqc.curation.manifest import kept, read_manifest
 from fedqc.errors import ConfigError, FedQCError, QuorumError
 from fedqc.methods.qcresunet import QCResUNetMethod
@@ -231,6 +232,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
             "decisions.keep": int,
             "decisions.drop": int,
             "decisions.review": int,
+            **{f"diagnosis.{kind}": int for kind in Kind},
             "regions_mean.ball": float,
         }
     },

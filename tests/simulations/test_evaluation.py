@@ -9,6 +9,7 @@ import torch
 from fedqc_simulations.consortium import build_consortium
 from fedqc_simulations.evaluation import (
     curation_figures,
+    diagnosis_figures,
     judge_test_cases,
     qc_figures,
     read_curated,
@@ -20,7 +21,16 @@ from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import ComputeConfig, CurationConfig, QCConfig
-from fedqc.curation.manifest import Entry, InputFile, Manifest, UsedModel, UsedRule, write_manifest
+from fedqc.curation.diagnosis import Diagnosis, Kind
+from fedqc.curation.manifest import (
+    Entry,
+    InputFile,
+    Manifest,
+    Overruled,
+    UsedModel,
+    UsedRule,
+    write_manifest,
+)
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
 from fedqc.degradation.samples import ALL_KINDS
@@ -276,3 +286,45 @@ def test_curation_by_hand(tmp_path: Path) -> None:
     assert both["mean_dsc_after"] == pytest.approx(0.6)
     assert (figures["b"]["n_dropped"], figures["b"]["mean_dsc_after"]) == (2, None)
     json.dumps(figures, allow_nan=False)
+
+
+def test_diagnoses_by_hand(tmp_path: Path) -> None:
+    truth = tmp_path / "truth" / "candidates.csv"
+    truth.parent.mkdir()
+    kinds = ("shift", "shift", "left-right-flip", "stale-label", "untouched", "seggen")
+    truth.write_text(
+        "site,id,patient,kind,dsc\n" + "".join(f"a,{n},p{n},{kind},0.5\n" for n, kind in enumerate(kinds))
+    )
+    said = (Kind.SHIFT, Kind.UNDER, Kind.FLIP, Kind.ANOTHER, Kind.UNCLEAR, Kind.OVER)
+    entries = [
+        entry(str(n), 0.3, Outcome.DROP).model_copy(
+            update={"diagnosis": Diagnosis(kind=kind, found="see", explains=1)}
+        )
+        for n, kind in enumerate(said)
+    ]
+    kept_by_a_person = Overruled(decision=Outcome.KEEP, reason="", by="me", when="2026-01-02T03:04:05+00:00")
+    entries[3] = entries[3].model_copy(update={"overruled": kept_by_a_person})
+    (tmp_path / "sites" / "a").mkdir(parents=True)
+    write_manifest(tmp_path / "sites" / "a" / "manifest.json", manifest("a", entries))
+    curated = read_curated(tmp_path, ["a"])
+    assert [one.diagnosis for one in curated] == [
+        "shift",
+        "under-contouring",
+        "flip",
+        None,  # it is kept
+        "unclear",
+        "over-contouring",
+    ]
+    figures = diagnosis_figures((one.kind, one.diagnosis) for one in curated if one.diagnosis)
+    assert (figures["n"], figures["right"]) == (
+        3,
+        pytest.approx(2 / 3),
+    )  # what has no name counts for nothing
+    assert figures["by_kind"] == {
+        "untouched": {"unclear": 1},
+        "seggen": {"over-contouring": 1},
+        "left-right-flip": {"flip": 1},
+        "shift": {"shift": 1, "under-contouring": 1},
+    }
+    assert diagnosis_figures([("stale-label", "another-patient")])["right"] == 1
+    assert diagnosis_figures([]) == {"n": 0, "right": None, "by_kind": {}}

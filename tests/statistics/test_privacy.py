@@ -4,8 +4,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fedqc.curation.diagnosis import Kind
 from fedqc.curation.rules import Outcome
-from fedqc.errors import ConfigError, ProtocolError
+from fedqc.errors import ConfigError, DataError, ProtocolError
 from fedqc.statistics.privacy import release
 from fedqc.statistics.site import (
     Figure,
@@ -401,3 +402,37 @@ def test_decisions_give_no_hidden_bin_away(counts: list[int], min_count: int) ->
             behind = {patient for place, patient in cases if place in hidden}
             assert left == sum(place in hidden for place, _ in cases)
             assert left == 0 or len(behind) >= min_count
+
+
+@steady
+@example([12, 30, 5, 20, 15], 10)
+@given(st.lists(st.integers(0, 9), min_size=5, max_size=5).filter(any), st.integers(2, 6))
+def test_diagnoses_give_no_hidden_decision_away(counts: list[int], min_count: int) -> None:
+    """Whoever adds up what is wrong with labels knows how many are not kept."""
+    keep, review, drop, *kinds = counts
+    # What is not kept is what there is of each kind: the second and third count share out their sum.
+    outcomes = [KEEP] * keep + [REVIEW] * review + [DROP] * drop
+    left = review + drop
+    flips = min(left, kinds[0])
+    diagnoses = [None] * keep + [Kind.FLIP] * flips + [Kind.SHIFT] * (left - flips)
+    patients = [str(one) for one in range(len(outcomes))]
+    if not outcomes:
+        return
+    summary = summarise_curation([0.5] * len(outcomes), {}, outcomes, patients, diagnoses=diagnoses)
+    told: Any = release(summary, min_count)
+    known = {key: value for key, value in told.items() if key.startswith("diagnosis.")}
+    n_kinds = len(set(diagnoses) - {None})
+    if known and keep:
+        assert told["decisions.keep"] == keep
+    hidden = left - sum(known.values())
+    if 0 < len(known) < n_kinds:
+        assert hidden >= min_count
+    elif len(known) == n_kinds:
+        assert hidden == 0
+    if keep >= min_count and review >= min_count and flips >= min_count and left - flips >= min_count:
+        assert n_kinds == len(known) or drop in range(1, min_count)
+
+
+def test_every_candidate_has_its_diagnosis() -> None:
+    with pytest.raises(DataError, match="diagnoses"):
+        summarise_curation([0.5, 0.9], {}, [DROP, KEEP], ["a", "b"], diagnoses=[Kind.FLIP])

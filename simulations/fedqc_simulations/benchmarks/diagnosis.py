@@ -1,0 +1,106 @@
+"""Whether diagnoses are right on real images: what labels suffer from, and what they are said to suffer from.
+
+    python -m fedqc_simulations.benchmarks.diagnosis RUN --data FOLDER --task TASK [--model FOLDER]
+        [--seed 0] [--threads 1]
+
+RUN is the folder of a simulation: its QC model has not seen the patients of its candidates. The labels of
+these patients are spoiled in every way once; those with a true DSC of at most 0.9 are diagnosed. Prints a row
+for each kind of error and a column for each diagnosis, how many repairs were offered, and what they are
+worth.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedqc.cases.cache import CaseCache
+from fedqc.cases.cached import CachedCases
+from fedqc.cases.layouts import find_cases
+from fedqc.compute import choose_compute
+from fedqc.curation.diagnosing import diagnose_cases
+from fedqc.curation.diagnosis import Diagnosis, Kind
+from fedqc.degradation.annotator import ANNOTATOR_KINDS
+from fedqc.degradation.samples import DegradedCase, degrade_cases
+from fedqc.errors import DataError
+from fedqc.model import load_model
+from fedqc.seeding import generator
+from fedqc.task import load_task
+from fedqc_simulations.consortium import read_candidates
+from fedqc_simulations.evaluation import MEANT, diagnosis_figures
+
+WORST = 0.9
+"""Labels that are hardly spoiled are kept, and not diagnosed."""
+
+
+def main() -> None:
+    """Spoil, diagnose, and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--model", type=Path, help="another than RUN/models/qc")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    begin = time.perf_counter()
+    found = _diagnosed(options)
+    seconds = time.perf_counter() - begin
+    figures = diagnosis_figures((sample.kind, said.kind) for sample, said in found)
+    if not figures["n"]:
+        raise DataError(f"{options.run}: none of the spoiled labels has a DSC of {WORST} or less")
+    patients = len({sample.case.patient for sample, _ in found})
+    print(
+        f"\n{figures['n']} labels of {patients} patients in {seconds:.0f} s, scoring included; "
+        f"{figures['right']:.1%} are diagnosed as what they are"
+    )
+    columns = [kind for kind in Kind if any(kind in said for said in figures["by_kind"].values())]
+    print(f"\n| what was done | {' | '.join(columns)} | repairs offered | true DSC before, predicted after |")
+    print(f"|---|{'---|' * len(columns)}---|---|")
+    for kind, said in figures["by_kind"].items():
+        counts = " | ".join(
+            f"**{said.get(column, 0)}**" if column == MEANT[kind] else str(said.get(column, 0))
+            for column in columns
+        )
+        print(f"| {kind} | {counts} | {_repairs([one for one in found if one[0].kind == kind])} |")
+
+
+def _diagnosed(options: argparse.Namespace) -> list[tuple[DegradedCase, Diagnosis]]:
+    """Every spoiled label with its diagnosis."""
+    task = load_task(options.task)
+    patients = {one.patient for one in read_candidates(options.run)}
+    files = [one for one in find_cases(options.data, task).cases if one.patient in patients]
+    model = load_model(options.model or options.run / "models" / "qc", task)
+    compute = choose_compute("auto")
+    cases = CachedCases(CaseCache(options.run / "truth" / "cache", task), files)
+    drawn = degrade_cases(cases, task, ANNOTATOR_KINDS, generator(options.seed, "diagnosis"))
+    samples = [one for one in drawn if one.mean_dsc <= WORST]
+    found = []
+    cases_of = (one.case for one in samples)
+    for sample, (_, diagnosis) in zip(
+        samples, diagnose_cases(model.method, model.network, cases_of, compute), strict=True
+    ):
+        if diagnosis is None:
+            raise DataError(f"{model.method.name} does not tell what a label should be")
+        found.append((sample, diagnosis))
+        if len(found) % 100 == 0 or len(found) == len(samples):
+            print(f"diagnosing: {len(found)} of {len(samples)}", flush=True)
+    return found
+
+
+def _repairs(found: list[tuple[DegradedCase, Diagnosis]]) -> str:
+    """How many were offered, and the mean true DSC before and the predicted one after."""
+    offered = [(sample.mean_dsc, said.repair.quality) for sample, said in found if said.repair]
+    if not offered:
+        return "0 | "
+    before, after = np.mean(offered, axis=0)
+    return f"{len(offered)} | {before:.2f}, {after:.2f}"
+
+
+if __name__ == "__main__":
+    main()
