@@ -22,6 +22,7 @@ from fedqc.cases.layouts import Layout, find_cases, load_layouts, read_ids
 from fedqc.cases.layouts.table import TableLayout
 from fedqc.config import FederationConfig, FrozenModel, QCConfig, SiteConfig, load_federation, parse
 from fedqc.curation.diagnosis import Kind
+from fedqc.curation.guards import EMPTY, SIZES
 from fedqc.curation.rules import Outcome
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
 from fedqc.errors import ConfigError
@@ -480,6 +481,7 @@ def test_every_statistic_is_documented() -> None:
         "<region>": task.regions,
         "<outcome>": tuple(Outcome),
         "<kind>": tuple(Kind),
+        "<size>": (EMPTY, *SIZES),
     }
     documented: dict[str, set[str]] = {}
     for key, phase, _, _ in rows(section(PROTOCOL, "Statistics")):

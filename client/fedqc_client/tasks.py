@@ -259,6 +259,10 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> Told | ErrorReply:
         [one.true for one in test.labels],
         [one.patient for one in test.labels],
         tau=request.curation.threshold,
+        regions={
+            name: [one.regions.get(name, (math.nan, math.nan)) for one in test.labels]
+            for name in task.regions
+        },
     )
     settings = f"{request.curation.threshold} {request.qc.model_dump_json()}"
     return Told(summary, _about(data.references, data.cache), _digest(request.weights), settings)
@@ -284,19 +288,27 @@ def _self_test(  # noqa: PLR0917 - what is tested, and on what
     if known is not None and known.key == key:
         return known
     rng = generator(request.seed, site.name, "calibrate", 0)
-    truth: list[tuple[str, float]] = []
+    truth: list[tuple[str, float, dict[str, float]]] = []
 
     def samples() -> Iterator[Case]:
         for sample in degrade_cases(CachedCases(data.cache, held_back), method.task, method.kinds, rng):
-            truth.append((sample.case.patient, sample.mean_dsc))
+            truth.append((sample.case.patient, sample.mean_dsc, sample.dsc))
             yield sample.case
 
-    predicted = [one.quality for one in method.score(network, samples(), compute)]
+    is_dsc = "stars" not in method.figures
+    scores = list(method.score(network, samples(), compute))
     labels = tuple(
-        KnownLabel(patient=patient, true=true, predicted=quality)
-        for (patient, true), quality in zip(truth, predicted, strict=True)
+        KnownLabel(
+            patient=patient,
+            true=true,
+            predicted=said.quality,
+            regions={
+                name: (dsc[name], said.regions[name]) for name in said.regions if is_dsc and name in dsc
+            },
+        )
+        for (patient, true, dsc), said in zip(truth, scores, strict=True)
     )
-    test = SelfTest(key=key, is_dsc="stars" not in method.figures, labels=labels)
+    test = SelfTest(key=key, is_dsc=is_dsc, labels=labels)
     write_self_test(site.results / SELF_TEST, test)
     return test
 
@@ -394,6 +406,8 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         curated=rule.suspended is None,
         tested=test.patients if test else None,
         diagnoses=[_diagnosed(entry) for entry in entries] if any(diagnoses.values()) else None,
+        groups=groups,
+        gathered=gathered,
     )
     more = {entry.id: entry.overruled.decision.value for entry in entries if entry.overruled}
     more |= dict.fromkeys((files.id for files in data.references), "reference")  # on which decisions may rest

@@ -30,6 +30,8 @@ class KnownLabel(FrozenModel):
     """Its DSC."""
     predicted: Share
     """The quality that the model predicts."""
+    regions: dict[str, tuple[Share, Share]] = Field(default_factory=dict)
+    """True and predicted DSC of each region that the true label holds, where the model tells them apart."""
 
 
 class SelfTest(FrozenModel):

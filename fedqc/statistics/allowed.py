@@ -6,6 +6,7 @@ from typing import get_args
 from fedqc.cases.problems import ErrorCode as ErrorCodeOfCase
 from fedqc.curation.calibration import BINS
 from fedqc.curation.diagnosis import Kind
+from fedqc.curation.guards import EMPTY, SIZES
 from fedqc.curation.rules import Outcome as Decided
 from fedqc.degradation.samples import ALL_KINDS, STORED_KINDS, source_of
 from fedqc.protocol import Number, Reply, StatisticsReply, TrainReply
@@ -38,14 +39,15 @@ def statistic_keys(kind: str, task: Task) -> frozenset[str]:
         case "query.cross_check":
             return frozenset({"references", "quality_mean", "quality_sd"})
         case "query.calibrate":
-            return frozenset({"samples", "r", "mae", "rmse", "auroc", *CALIBRATION_KEYS})
+            regions = {f"regions_{what}.{name}" for what in ("mae", "r") for name in task.regions}
+            return frozenset({"samples", "r", "mae", "rmse", "auroc", *CALIBRATION_KEYS} | regions)
         case "query.score":
             decisions = {f"decisions.{outcome}" for outcome in Decided}
             decisions |= {f"diagnosis.{kind}" for kind in Kind}
             regions = {f"regions_mean.{name}" for name in task.regions}
-            return frozenset(
-                {"candidates", "curated", "quality", "quality_mean", "quality_sd"} | decisions | regions
-            )
+            sizes = {f"not_kept.{size}" for size in (EMPTY, *SIZES)}
+            counts = {"candidates", "curated", "gatherings", "quality"}
+            return frozenset(counts | {"quality_mean", "quality_sd"} | decisions | regions | sizes)
         case "evaluate.segmentation":
             return frozenset({"cases", "dice_mean", "dice_sd"} | {f"dice.{name}" for name in task.regions})
     return frozenset()

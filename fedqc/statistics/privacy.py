@@ -6,6 +6,8 @@
   or the hidden ones hold fewer than `min_count` patients together, the next smallest is hidden too.
 - What is not kept, by what is wrong with it, is told only where the decisions tell how many are kept: the sum
   of the groups would tell it.
+- What is not kept, by size of the label, is told of a size only where enough patients are behind what is not
+  kept and behind what is kept, which follows from it; and of none where the sum is not told.
 - Labels of known quality by predicted quality (`Spread`) are not hidden but moved: bins are taken together
   until `min_count` patients stand behind them. Rules rest on how few failures are predicted to be good, which
   in the end a single patient decides: the best of them therefore count as perfect.
@@ -23,7 +25,7 @@ from pydantic import BaseModel
 
 from fedqc.curation.rules import Outcome
 from fedqc.errors import ConfigError, ProtocolError
-from fedqc.statistics.site import Figure, Groups, Histogram, Part, Spread, Tally
+from fedqc.statistics.site import Figure, Found, Groups, Histogram, Part, Split, Spread, Tally
 
 HIDDEN = -1
 """Stands for a histogram's bin that may not be told."""
@@ -40,8 +42,8 @@ def release(summary: BaseModel | Mapping[str, object], min_count: int) -> Releas
     A tally becomes one number a group. Edges are not sent: they are part of the program, not of the data.
 
     Args:
-        summary: a model or mapping of Figure, Histogram, Tally or None (a number that is not defined), nested
-            as deep as wanted.
+        summary: a model or mapping of Figure, Histogram, Tally, Split, Spread, Found or None (a number that
+            is not defined), nested as deep as wanted.
         min_count: fewest distinct patients behind a number that leaves.
 
     Returns:
@@ -58,19 +60,13 @@ def release(summary: BaseModel | Mapping[str, object], min_count: int) -> Releas
 
 def _walk(key: str, value: object, min_count: int) -> Iterator[tuple[str, int | float | list[int]]]:
     """The released numbers below `key`."""
-    if isinstance(value, Figure):
-        if value.patients >= min_count:
-            yield key, _rounded(value.value)
-    elif isinstance(value, Histogram):
-        shown = _shown_bins(value, min_count)
-        if any(shown):
-            yield key, [count if show else HIDDEN for count, show in zip(value.counts, shown, strict=True)]
-    elif isinstance(value, Spread):
-        if any(masses := _moved(value, min_count)):
-            yield key, masses
-    elif isinstance(value, Tally):
-        shown = _shown(value, min_count) if _sum_is_told(value, min_count) else [False] * len(value.names)
-        for name, count, show in zip(value.names, value.counts, shown, strict=True):
+    if isinstance(value, Figure | Found | Histogram | Spread):
+        told = _told(value, min_count)
+        if told is not None:
+            yield key, told
+    elif isinstance(value, Tally | Split):
+        counts = value.counts if isinstance(value, Tally) else value.not_kept.counts
+        for name, count, show in zip(value.names, counts, _shown_names(value, min_count), strict=True):
             if show:
                 yield _join(key, name), count
     elif isinstance(value, BaseModel | Mapping):
@@ -82,6 +78,23 @@ def _walk(key: str, value: object, min_count: int) -> Iterator[tuple[str, int | 
             f"statistics hold {key!r} of type {type(value).__name__}; only a Figure, Histogram or Tally, "
             "which say how many patients are behind them, may leave a site"
         )
+
+
+def _told(value: Figure | Found | Histogram | Spread, min_count: int) -> int | float | list[int] | None:
+    """What may be told of a number or a list of counts; None: nothing."""
+    match value:
+        case Figure():
+            return _rounded(value.value) if value.patients >= min_count else None
+        case Found():
+            count = sum(patients >= min_count for patients in value.patients)
+            return count if value.total_patients >= min_count else None
+        case Histogram():
+            shown = _shown_bins(value, min_count)
+            counts = [count if show else HIDDEN for count, show in zip(value.counts, shown, strict=True)]
+            return counts if any(shown) else None
+        case Spread():
+            masses = _moved(value, min_count)
+            return masses if any(masses) else None
 
 
 def _moved(spread: Spread, min_count: int) -> list[int]:
@@ -122,13 +135,20 @@ def _shown_bins(histogram: Histogram, min_count: int) -> list[bool]:
     return shown
 
 
-def _sum_is_told(tally: Tally, min_count: int) -> bool:
-    """Whether the sum of a tally may be known."""
-    if not isinstance(tally, Part):
-        return True
-    decisions = tally.decisions
-    told = dict(zip(decisions.names, _shown(decisions, min_count), strict=True))
-    return told.get(Outcome.KEEP.value, True)
+def _shown_names(table: Tally | Split, min_count: int) -> list[bool]:
+    """Which named groups may be told: none where it is not told how many are kept, which their sum tells.
+
+    Of a split, those of which enough are not kept, and enough are.
+    """
+    if isinstance(table, Part | Split):
+        decisions = table.decisions
+        told = dict(zip(decisions.names, _shown(decisions, min_count), strict=True))
+        if not told.get(Outcome.KEEP.value, True):
+            return [False] * len(table.names)
+    if isinstance(table, Tally):
+        return _shown(table, min_count)
+    both = zip(_shown(table.not_kept, min_count), _shown(table.kept, min_count), strict=True)
+    return [out and kept for out, kept in both]
 
 
 def _shown(groups: Groups, min_count: int) -> list[bool]:

@@ -4,7 +4,7 @@ Nothing here has been filtered: a summary stays at the site, and `fedqc.statisti
 may leave of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt, StrictFloat, StrictInt,
 from fedqc.config import FrozenModel
 from fedqc.curation.calibration import BINS, bins_of, counted
 from fedqc.curation.diagnosis import Kind
+from fedqc.curation.guards import EMPTY, SIZE, SIZES, Gathering
 from fedqc.curation.rules import Outcome
 from fedqc.errors import DataError
 from fedqc.metrics.agreement import mae, pearson, rmse
@@ -112,6 +113,33 @@ class Spread(FrozenModel):
         return self
 
 
+class Split(FrozenModel):
+    """Cases of each named group that are not kept, where it is told of all groups together how many are."""
+
+    names: tuple[str, ...]
+    not_kept: Groups
+    kept: Groups
+    """Of the same groups: whoever knows how large a group is knows these, too."""
+    decisions: Tally
+    """The table that tells their sum."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if not len(self.names) == len(self.not_kept.counts) == len(self.kept.counts):
+            msg = f"the groups {self.names} need a count each of what is kept and of what is not"
+            raise ValueError(msg)
+        return self
+
+
+class Found(FrozenModel):
+    """Findings, of which those are counted that enough patients stand behind."""
+
+    patients: tuple[NonNegativeInt, ...]
+    """Of each, the fewest distinct patients it tells something about."""
+    total_patients: NonNegativeInt
+    """Distinct patients that were looked at."""
+
+
 class Volume(FrozenModel):
     """Volume of one class in ml over the cases that have it."""
 
@@ -158,6 +186,9 @@ class CalibrationSummary(FrozenModel):
     """Labels whose true DSC is below the bound, by predicted quality."""
     others: Spread
     """All others."""
+    regions_mae: dict[str, Figure]
+    """By region, over the labels whose true label holds it."""
+    regions_r: dict[str, Figure]
 
 
 class CurationSummary(FrozenModel):
@@ -170,6 +201,10 @@ class CurationSummary(FrozenModel):
     """Keep, review, drop, as far as there are any."""
     diagnosis: Part | None
     """What is probably wrong with those that are not kept, where the method tells."""
+    not_kept: Split | None
+    """By the size of the label; None where it is not known, or the same of all."""
+    gatherings: Found
+    """Groups of cases, such as a scanner's, in which far more are not kept than elsewhere."""
     quality: Histogram | None
     quality_mean: Figure | None
     quality_sd: Figure | None
@@ -300,7 +335,7 @@ def summarise_segmentation(
     return SegmentationSummary(
         cases=Figure(value=len(owner), patients=_distinct(owner)),
         dice={
-            name: Figure(value=float(values[held[name]].mean()), patients=_distinct(owner[held[name]]))
+            name: Figure(value=float(values[held[name]].mean()), patients=_fewest(owner, held[name]))
             for name, values in per_region.items()
             if held[name].any()
         },
@@ -309,7 +344,11 @@ def summarise_segmentation(
 
 
 def summarise_calibration(
-    predicted: ArrayLike, true: ArrayLike, patients: Sequence[str], tau: float
+    predicted: ArrayLike,
+    true: ArrayLike,
+    patients: Sequence[str],
+    tau: float,
+    regions: Mapping[str, ArrayLike] | None = None,
 ) -> CalibrationSummary:
     """Summarise the QC model's predictions on degraded calibration cases.
 
@@ -318,6 +357,7 @@ def summarise_calibration(
         true: `[n]` true DSC.
         patients: the patient of each sample.
         tau: a true DSC below this is a failure.
+        regions: by region, `[n, 2]` its true and its predicted DSC; NaN where one of them is not known.
 
     Raises:
         DataError: the lengths differ or a value is not finite.
@@ -332,6 +372,8 @@ def summarise_calibration(
     everyone = _distinct(owner)
     # With one patient among the failures, the curve is that patient's rank.
     smaller_class = min(_distinct(owner[failure]), _distinct(owner[~failure]))
+    pairs = {name: np.asarray(pair, np.float64).reshape(-1, 2) for name, pair in (regions or {}).items()}
+    _check_lengths(len(owner), **{f"region {name}": len(pair) for name, pair in pairs.items()})
     return CalibrationSummary(
         samples=Figure(value=len(owner), patients=everyone),
         r=_figure(pearson(quality, truth), everyone),
@@ -342,6 +384,8 @@ def summarise_calibration(
         # decisions more careful.
         failures=_spread(quality[failure], owner[failure], everyone, "up"),
         others=_spread(quality[~failure], owner[~failure], everyone, "down"),
+        regions_mae=_of_regions(mae, pairs, owner),
+        regions_r=_of_regions(pearson, pairs, owner),
     )
 
 
@@ -354,6 +398,8 @@ def summarise_curation(
     curated: bool = True,
     tested: int | None = None,
     diagnoses: Sequence[Kind | None] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    gathered: Sequence[Gathering] = (),
 ) -> CurationSummary:
     """Summarise the scores of a site's candidates and what became of them.
 
@@ -365,6 +411,9 @@ def summarise_curation(
         curated: whether the rule was applied.
         tested: the patients of the self-test that decided it; None: there was none.
         diagnoses: what is wrong with each candidate's label; None for one that is kept. None: nobody told.
+        groups: the group of each candidate, by what they are grouped by. Sizes of labels are told of; other
+            names of groups and what they are grouped by are not.
+        gathered: groups among them in which far more is not kept than elsewhere.
 
     Raises:
         DataError: the lengths differ or a quality is outside [0, 1].
@@ -376,12 +425,20 @@ def summarise_curation(
     everyone = _distinct(owner)
     if diagnoses is not None:
         _check_lengths(len(owner), diagnoses=len(diagnoses))
+    known = {column: _strings(names) for column, names in (groups or {}).items()}
+    _check_lengths(len(owner), **{f"groups by {column}": len(names) for column, names in known.items()})
+    not_kept = np.array([outcome is not Outcome.KEEP for outcome in outcomes], dtype=np.bool_)
     decisions = _decisions(outcomes, owner)
     return CurationSummary(
         candidates=Figure(value=len(owner), patients=everyone),
         curated=Figure(value=int(curated), patients=everyone if tested is None else min(everyone, tested)),
         decisions=decisions,
         diagnosis=_diagnosis(diagnoses, owner, decisions) if diagnoses and decisions else None,
+        not_kept=_split(known[SIZE], not_kept, owner, decisions) if SIZE in known and decisions else None,
+        gatherings=Found(
+            patients=tuple(_behind(one, known[one.column] == one.group, not_kept, owner) for one in gathered),
+            total_patients=everyone,
+        ),
         quality=_by_outcome(scores, owner, outcomes) if len(owner) else None,
         **_mean_and_sd("quality", scores, owner),
         regions_mean={
@@ -471,6 +528,44 @@ def _diagnosis(diagnoses: Sequence[Kind | None], owner: NDArray[np.str_], decisi
         return None
     tally = _tally(kinds, owner[diagnosed], there)
     return Part(**tally.model_dump(), decisions=decisions)
+
+
+def _split(
+    size: NDArray[np.str_], not_kept: NDArray[np.bool_], owner: NDArray[np.str_], decisions: Tally
+) -> Split:
+    """What is not kept by the size of the label; sizes that no label has are no groups."""
+    names = [name for name in (EMPTY, *SIZES) if (size == name).any()]
+    tables = (_tally(size[part], owner[part], names) for part in (not_kept, ~not_kept))
+    out, kept = (Groups.model_validate(table.model_dump(exclude={"names"})) for table in tables)
+    return Split(names=tuple(names), not_kept=out, kept=kept, decisions=decisions)
+
+
+def _behind(
+    one: Gathering, inside: NDArray[np.bool_], not_kept: NDArray[np.bool_], owner: NDArray[np.str_]
+) -> int:
+    """The fewest patients that a gathering tells of: those not kept in the group, or those outside of it."""
+    return min(one.n_not_kept, _distinct(owner[inside & not_kept]), _distinct(owner[~inside]))
+
+
+def _of_regions(
+    measure: Callable[[ArrayLike, ArrayLike], float | None],
+    pairs: Mapping[str, NDArray[np.float64]],
+    owner: NDArray[np.str_],
+) -> dict[str, Figure]:
+    """A measure of true and predicted DSC of each region, where it is defined."""
+    found = {}
+    for name, pair in pairs.items():
+        there = ~(np.isnan(pair[:, 0]) | np.isnan(pair[:, 1]))
+        value = measure(pair[there, 1], pair[there, 0])
+        if value is not None:
+            found[name] = Figure(value=value, patients=_fewest(owner, there))
+    return found
+
+
+def _fewest(owner: NDArray[np.str_], there: NDArray[np.bool_]) -> int:
+    """Patients behind a mean over some cases, where one over all is told too: the others are what is left."""
+    left = _distinct(owner[~there])
+    return min(_distinct(owner[there]), left or len(owner))
 
 
 def _tally(group_of: NDArray[np.str_], owner: NDArray[np.str_], names: Sequence[str]) -> Tally:

@@ -47,6 +47,10 @@ def test_a_rule_rests_on_what_all_sites_counted(
 ) -> None:
     run(LocalGrid(sites), make_federation(sites, curation=curation), tmp_path / "run", only=UNTIL_SCORED)
     told = statistics(tmp_path / "run")
+    for site in sites:
+        calibrated = told["sites"][site]["calibrate"]
+        assert calibrated["regions_mae.ball"] == calibrated["mae"]  # the task has one region
+        assert told["sites"][site]["score"]["gatherings"] == 0
     for table in ("failures", "others"):
         of_sites = [told["sites"][site]["calibrate"][table] for site in sites]
         assert all(

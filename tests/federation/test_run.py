@@ -220,12 +220,16 @@ ALLOWED: dict[str, dict[str, Any]] = {
             "auroc": float,
             "failures": [int],
             "others": [int],
+            "regions_mae.ball": float,
+            "regions_r.ball": float,
         }
     },
     "query.score": {
         "statistics": {
             "candidates": int,
             "curated": int,
+            "gatherings": int,
+            **{f"not_kept.{size}": int for size in ("small", "medium", "large", "empty")},
             "quality": [int],
             "quality_mean": float,
             "quality_sd": float,

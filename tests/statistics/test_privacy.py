@@ -5,6 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedqc.curation.diagnosis import Kind
+from fedqc.curation.guards import SIZE, SIZES, Gathering
 from fedqc.curation.rules import Outcome
 from fedqc.errors import ConfigError, DataError, ProtocolError
 from fedqc.statistics.privacy import release
@@ -279,6 +280,7 @@ def test_what_leaves_of_each_phase() -> None:
         "curated": 1,
         "decisions.keep": 8,
         "decisions.drop": 4,
+        "gatherings": 0,
         "quality": [-1, 4, -1, -1, -1, -1, -1, -1, 8, -1],
         "quality_mean": 0.617,
         "quality_sd": 0.345,
@@ -436,3 +438,89 @@ def test_diagnoses_give_no_hidden_decision_away(counts: list[int], min_count: in
 def test_every_candidate_has_its_diagnosis() -> None:
     with pytest.raises(DataError, match="diagnoses"):
         summarise_curation([0.5, 0.9], {}, [DROP, KEEP], ["a", "b"], diagnoses=[Kind.FLIP])
+
+
+# ------------------------------------------------------------------------------------ drops by label size
+
+
+def curated_by_size(*cells: tuple[int, int, int], min_count: int) -> dict[str, Any]:
+    """What is told of sites with so many kept, dropped and to be reviewed of each size."""
+    outcomes: list[Outcome] = []
+    sizes: list[str] = []
+    for size, counts in zip(SIZES, cells, strict=False):
+        for outcome, count in zip((KEEP, DROP, REVIEW), counts, strict=True):
+            outcomes += [outcome] * count
+            sizes += [size] * count
+    names = [f"p{index}" for index in range(len(outcomes))]
+    summary = summarise_curation([0.5] * len(names), {}, outcomes, names, groups={SIZE: sizes})
+    return dict(release(summary, min_count))
+
+
+def not_kept(told: dict[str, Any]) -> dict[str, int]:
+    return {key.partition(".")[2]: count for key, count in told.items() if key.startswith("not_kept.")}
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        (((12, 20, 0), (20, 12, 0), (15, 5, 12)), {"small": 20, "medium": 12, "large": 17}),
+        # 9 of the large are kept, and follow from the size of a third: the next smallest goes too
+        (((12, 20, 0), (20, 12, 0), (9, 23, 0)), {"medium": 12}),
+        (((32, 0, 0), (20, 12, 0), (16, 16, 0)), {"large": 16}),
+        # 5 to be reviewed are hidden among the dropped and the kept; those of all sizes would tell how many
+        (((10, 30, 0), (10, 30, 0), (5, 30, 5)), {}),
+    ],
+)
+def test_a_size_is_told_of_where_enough_are_kept_and_are_not(
+    cells: tuple[tuple[int, int, int], ...], told: dict[str, int]
+) -> None:
+    assert not_kept(curated_by_size(*cells, min_count=10)) == told
+
+
+cells_of_sizes = st.lists(st.tuples(*[st.integers(0, 12)] * 3), min_size=2, max_size=3).filter(
+    lambda cells: sum(map(sum, cells)) > 0
+)
+
+
+@settings(steady, max_examples=300)
+@example([(15, 30, 5), (15, 30, 0)], 10)
+@given(cells_of_sizes, st.integers(2, 8))
+def test_no_size_or_decision_follows_from_the_others(
+    cells: list[tuple[int, int, int]], min_count: int
+) -> None:
+    """Whoever knows how large the groups are subtracts what is told from all that is not kept, and so on."""
+    told = curated_by_size(*cells, min_count=min_count)
+    by_size = not_kept(told)
+    kept_in_all, out_in_all = sum(cell[0] for cell in cells), sum(sum(cell[1:]) for cell in cells)
+    for size, cell in zip(SIZES, cells, strict=False):
+        if size in by_size:
+            assert by_size[size] == sum(cell[1:]) >= min_count
+            assert cell[0] >= min_count
+    hidden = [cell for size, cell in zip(SIZES, cells, strict=False) if size not in by_size and any(cell)]
+    if by_size:
+        assert told["decisions.keep"] == kept_in_all
+        for group in (sum(cell[0] for cell in hidden), sum(sum(cell[1:]) for cell in hidden)):
+            assert group == 0 or group >= min_count
+        assert len(hidden) != 1
+    assert out_in_all - sum(by_size.values()) == sum(sum(cell[1:]) for cell in hidden)
+
+
+def test_gatherings_count_with_enough_patients_on_both_sides() -> None:
+    def gathering(column: str, group: str, n: int) -> Gathering:
+        return Gathering(
+            column=column, group=group, n_cases=n, n_not_kept=n, n_others=1, n_others_not_kept=0, p_value=0.0
+        )
+
+    names = [f"p{index}" for index in range(20)]
+    groups = {
+        "scanner": ["old"] * 12 + ["new"] * 8,
+        "centre": ["A"] * 4 + ["B"] * 16,
+        "reader": ["X"] * 15 + ["Y"] * 5,
+    }
+    found = [gathering("scanner", "old", 12), gathering("centre", "A", 4), gathering("reader", "X", 12)]
+    outcomes = [DROP] * 12 + [KEEP] * 8
+    summary = summarise_curation([0.5] * 20, {}, outcomes, names, groups=groups, gathered=found)
+    # 12 dropped and 8 others; 4 dropped and 16 others; 12 dropped and 5 others
+    counts = {least: release(summary, least).get("gatherings") for least in (4, 5, 6, 9, 20, 21)}
+    assert counts == {4: 3, 5: 2, 6: 1, 9: 0, 20: 0, 21: None}
+    assert not any("scanner" in key or "old" in key for key in release(summary, 1))

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
+from fedqc.curation.guards import SIZE
 from fedqc.curation.rules import Outcome
 from fedqc.errors import DataError
 from fedqc.statistics.site import (
@@ -93,6 +94,24 @@ def test_calibration_agrees_with_scipy_and_scikit_learn() -> None:
         assert (found.value, found.patients) == (pytest.approx(value), 6), name
 
 
+def test_calibration_of_regions_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(1)
+    true = rng.uniform(size=40)
+    predicted = np.clip(true + rng.normal(scale=0.1, size=40), 0, 1)
+    patients = [f"p{i // 4}" for i in range(40)]
+    held = np.arange(40) < 24  # of six patients; four do not hold it
+    rare = np.where(held[:, None], np.stack([true, predicted], axis=1), math.nan)
+    regions = {"all": np.stack([true, predicted], axis=1), "rare": rare, "none": np.full((40, 2), math.nan)}
+    summary = summarise_calibration(predicted, true, patients, 0.75, regions)
+    assert summary.regions_mae["all"] == summary.mae
+    assert summary.regions_r["all"] == summary.r
+    mae, r = summary.regions_mae["rare"], summary.regions_r["rare"]
+    assert mae.value == pytest.approx(np.abs(predicted[:24] - true[:24]).mean())
+    assert r.value == pytest.approx(stats.pearsonr(predicted[:24], true[:24]).statistic)
+    assert (mae.patients, r.patients) == (4, 4)  # those without follow from the figures of all
+    assert (set(summary.regions_mae), set(summary.regions_r)) == ({"all", "rare"},) * 2
+
+
 def test_auroc_has_the_patients_of_the_smaller_class_behind_it() -> None:
     # Only p has a failure, so the curve is p's rank.
     summary = summarise_calibration(
@@ -132,6 +151,19 @@ def test_curation_by_hand() -> None:
     assert summary.quality_sd is not None
     assert summary.quality_sd.value == pytest.approx(np.std([0.95, 0.85, 0.85, 0.05], ddof=1))
     assert summary.regions_mean == {"anterior": figure(0.5, 2), "posterior": figure(0.75, 2)}
+
+
+def test_what_is_not_kept_by_size() -> None:
+    sizes = ["small", "small", "empty", "large"]
+    summary = summarise_curation(
+        [0.5] * 4, {}, [KEEP, DROP, REVIEW, KEEP], ["p", "p", "q", "r"], groups={SIZE: sizes}
+    )
+    assert summary.not_kept is not None
+    assert summary.not_kept.names == ("empty", "small", "large")
+    assert (summary.not_kept.not_kept.counts, summary.not_kept.kept.counts) == ((1, 1, 0), (0, 1, 1))
+    assert (summary.not_kept.not_kept.total_patients, summary.not_kept.kept.total_patients) == (2, 2)
+    assert summary.not_kept.decisions == summary.decisions
+    assert summarise_curation([0.5], {}, [KEEP], ["p"], groups={"scanner": ["old"]}).not_kept is None
 
 
 def test_curation_with_a_review() -> None:
@@ -191,6 +223,15 @@ def test_a_region_that_few_references_hold_is_not_hidden_among_the_others() -> N
     patients = [f"p{number}" for number in range(12)]
     summary = summarise_segmentation([0.9] * 12, {"rare": rare, "none": [math.nan] * 12}, patients)
     assert summary.dice == {"rare": figure(0.37, 1)}
+
+
+def test_a_region_that_all_but_few_hold_gives_them_away() -> None:
+    """With one region, the mean of all less that of the holders is the DSC of the one who lacks it."""
+    held = [0.9] * 11
+    summary = summarise_segmentation(
+        [*held, 0.0], {"lesion": [*held, math.nan]}, [f"p{i}" for i in range(12)]
+    )
+    assert summary.dice["lesion"].patients == 1
 
 
 def test_segmentation_of_one_or_no_case() -> None:
@@ -266,6 +307,10 @@ def test_lengths_that_differ_are_refused() -> None:
         summarise_calibration([0.1, 0.2], [0.1], ["p", "q"], 0.75)
     with pytest.raises(DataError, match="outcomes has 1 values for 2"):
         summarise_curation([0.1, 0.2], {}, [KEEP], ["p", "q"])
+    with pytest.raises(DataError, match="groups by scanner has 1 values for 2"):
+        summarise_curation([0.1, 0.2], {}, [KEEP, KEEP], ["p", "q"], groups={"scanner": ["old"]})
+    with pytest.raises(DataError, match="region anterior has 1 values for 2"):
+        summarise_calibration([0.1, 0.2], [0.1, 0.2], ["p", "q"], 0.75, {"anterior": [(0.1, 0.2)]})
     with pytest.raises(DataError, match="quality has 1 values for 2"):
         summarise_cross_check([0.1], ["p", "q"])
     with pytest.raises(DataError, match="dice has 1 values for 2"):
