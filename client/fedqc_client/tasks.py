@@ -264,8 +264,8 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> Told | ErrorReply:
             for name in task.regions
         },
     )
-    settings = f"{request.curation.threshold} {request.qc.model_dump_json()}"
-    return Told(summary, _about(data.references, data.cache), _digest(request.weights), settings)
+    settings = f"{request.curation.threshold} {request.qc.model_dump_json()} {_about(training, data.cache)}"
+    return Told(summary, _about(held_back, data.cache), _digest(request.weights), settings)
 
 
 def _self_test(  # noqa: PLR0917 - what is tested, and on what
@@ -410,9 +410,16 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         gathered=gathered,
     )
     more = {entry.id: entry.overruled.decision.value for entry in entries if entry.overruled}
-    more |= dict.fromkeys((files.id for files in data.references), "reference")  # on which decisions may rest
-    about = _about((*data.candidates, *data.references), data.cache, more)
-    settings = [request.curation, request.calibration, request.qc.model_dump_json(), request.trusted]
+    about = _about(data.candidates, data.cache, more)
+    # Decisions may rest on references, but none of them is counted: few candidates must not hide among them.
+    rests_on = _about(data.references, data.cache)
+    settings = [
+        request.curation,
+        request.calibration,
+        request.qc.model_dump_json(),
+        request.trusted,
+        rests_on,
+    ]
     return Told(summary, about, _digest(request.weights), " ".join(map(str, settings)))
 
 

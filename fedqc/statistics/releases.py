@@ -1,19 +1,26 @@
 """What a site has told before, so that two releases cannot be subtracted from each other.
 
 Whoever holds the counts of a site before and after one patient joined it knows that patient's part. So the
-numbers of a phase are told anew only when nobody, or at least `min_count` patients, changed since each time
-that they were told: came, left, or have other files, another role or another decision by a person. Until then
-the latest numbers are told again where they rest on the same model and settings, and none where they do not.
-Nor are any where the same model is asked about the same patients with other settings.
+numbers of a phase are told anew only when nobody, or at least `min_count` patients, came since each time that
+they were told, and likewise left. One who has other files, another role or another decision by a person left
+and came. Each side counts for itself: where one came and nine left, a count that is one higher is of the one.
+Until then the latest numbers are told again where they rest on the same model and settings, and none where
+they do not. Nor are any where the same model is asked about the same patients with other settings.
+
+More than two can be added and subtracted, too: of four groups A, B, C and D, told as A + B, A + C, B + D and
+C + D and one patient more, what is left is the patient. So no such combination, in which the groups of
+`min_count` and more cancel out, may rest on fewer patients either.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
+from scipy.linalg import null_space
 
 from fedqc.config import FrozenModel, parse
 from fedqc.errors import ConfigError, DataError
@@ -21,6 +28,7 @@ from fedqc.files import replacing
 
 RELEASES = "releases.json"
 """In a site's results folder."""
+ROUNDING = 1e-9
 Values = dict[str, int | float | list[int] | list[float]]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16,64}$")]
 
@@ -59,7 +67,7 @@ def settle(path: Path, phase: str, new: Release) -> Values:
     """
     known = _read(path)
     earlier = known.get(phase, ())
-    if any(_gives_away(one, new) for one in earlier):
+    if any(_gives_away(one, new) for one in earlier) or (earlier and _combine_to_few((*earlier, new))):
         latest = earlier[-1]
         same = (latest.weights, latest.settings) == (new.weights, new.settings)
         return dict(latest.values) if same and latest.min_count >= new.min_count else {}
@@ -95,16 +103,46 @@ def _gives_away(earlier: Release, new: Release) -> bool:
     A change of few does, and so does the same model by other settings: thresholds that lie close together
     have one patient between them.
     """
-    changed = _n_changed(earlier, new)
+    left, came = _only_in(earlier, new), _only_in(new, earlier)
     few = max(earlier.min_count, new.min_count)
     other_settings = earlier.weights == new.weights and earlier.settings != new.settings
-    return 0 < changed < few or (changed < few and other_settings)
+    return any(0 < len(side) < few for side in (left, came)) or (len(left | came) < few and other_settings)
 
 
-def _n_changed(first: Release, second: Release) -> int:
-    """Patients who are not in both, or not as they were."""
-    patients = first.about.keys() | second.about.keys()
-    return sum(first.about.get(patient) != second.about.get(patient) for patient in patients)
+def _combine_to_few(releases: Sequence[Release]) -> bool:
+    """Whether sums and differences of what was told may come to rest on fewer patients than may be told of.
+
+    Patients who are in the same releases, as they were, cannot be told apart by them. Only combinations in
+    which every such group of enough patients cancels out can rest on few. Where there is one of these, the
+    patients that it adds are counted, and those that it takes away; where there are more, that would be a
+    search through all of them, and it is assumed.
+    """
+    told = [one for one in releases if one.values]
+    few = max((one.min_count for one in told), default=1)
+    groups: dict[tuple[bool, ...], set[str]] = {}
+    for patient, what in {pair for one in told for pair in one.about.items()}:
+        groups.setdefault(tuple(one.about.get(patient) == what for one in told), set()).add(patient)
+    many = {which for which, patients in groups.items() if len(patients) >= few}
+    small = sorted(groups.keys() - many)
+    if not small:
+        return False
+    cancels = null_space(np.array(sorted(many), dtype=np.float64)) if many else np.eye(len(told))
+    left = np.array(small, dtype=np.float64) @ cancels  # [small groups, combinations]
+    if not (np.abs(left) > ROUNDING).any():
+        return False
+    if np.linalg.matrix_rank(left, tol=ROUNDING) > 1:
+        return True
+    weights = left[:, np.abs(left).max(axis=0).argmax()]  # the columns are multiples of each other
+    for added in (weights > ROUNDING, weights < -ROUNDING):
+        behind = {one for which, is_in in zip(small, added, strict=True) if is_in for one in groups[which]}
+        if 0 < len(behind) < few:
+            return True
+    return False
+
+
+def _only_in(first: Release, second: Release) -> set[str]:
+    """Patients of the first who are not in the second, or not as they were."""
+    return {patient for patient, what in first.about.items() if second.about.get(patient) != what}
 
 
 def _read(path: Path) -> dict[str, tuple[Release, ...]]:

@@ -19,6 +19,7 @@ from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import SELF_TEST
 from fedqc.errors import ConfigError
 from fedqc.segmentation import Segmentation
+from fedqc.statistics.releases import RELEASES
 from fedqc.task import load_task
 from tests.federation.conftest import TinyMethod
 from tests.federation.runs import Sites, run, statistics
@@ -47,10 +48,9 @@ def test_a_rule_rests_on_what_all_sites_counted(
 ) -> None:
     run(LocalGrid(sites), make_federation(sites, curation=curation), tmp_path / "run", only=UNTIL_SCORED)
     told = statistics(tmp_path / "run")
-    for site in sites:
-        calibrated = told["sites"][site]["calibrate"]
-        assert calibrated["regions_mae.ball"] == calibrated["mae"]  # the task has one region
-        assert told["sites"][site]["score"]["gatherings"] == 0
+    for of_site in told["sites"].values():
+        assert of_site["calibrate"]["regions_mae.ball"] == of_site["calibrate"]["mae"]  # there is one region
+        assert of_site["score"]["gatherings"] == 0
     for table in ("failures", "others"):
         of_sites = [told["sites"][site]["calibrate"][table] for site in sites]
         assert all(
@@ -164,6 +164,17 @@ def test_references_that_are_not_trusted_test_nothing(
     assert decisions(sites["b"])["bad-7"] is Outcome.DROP
     assert not (load_site(sites["b"]).results / SELF_TEST).exists()
     assert "score" in statistics(tmp_path / "run")["sites"]["b"]
+
+
+def test_what_is_told_is_remembered_of_those_who_are_counted(
+    make_site: Callable[..., Path], make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Few who came must not hide among patients of whom nothing is told."""
+    site = make_site("a", references=6, good=3, spoiled=2)
+    run(LocalGrid({"a": site}), make_federation(["a"]), tmp_path / "run", only=UNTIL_SCORED)
+    remembered = json.loads((load_site(site).results / RELEASES).read_text())["phases"]
+    told = {phase: len(releases[-1]["about"]) for phase, releases in remembered.items()}
+    assert told == {"query.summarise": 11, "query.calibrate": 2, "query.score": 5}
 
 
 def test_stars_need_a_method_that_gives_some(
