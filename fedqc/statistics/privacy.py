@@ -109,9 +109,8 @@ def _moved(spread: Spread, min_count: int) -> list[int]:
     n_bins = len(spread.masses)
     moved = [0] * n_bins
     n_without = spread.total_patients - len(frozenset[str]().union(*spread.owners))
-    if (
-        0 < n_without < min_count
-    ):  # the sum of the masses tells how many have such a label, and so how many not
+    # The sum of the masses tells how many have such a label, and so how many not, and how many have both.
+    if any(0 < few < min_count for few in (n_without, spread.shared)):
         return moved
     places = range(n_bins - 1, -1, -1) if spread.cautious == "up" else range(n_bins)
     first, last, mass, owners = places[0], None, 0, set[str]()

@@ -5,6 +5,7 @@ may leave of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -64,7 +65,7 @@ class Histogram(Groups):
 
     edges: tuple[FiniteFloat, ...]
     parts: tuple[Groups, ...] = ()
-    """The same bins for each of the groups whose totals another table of the same cases tells."""
+    """The same bins for each group, and each two, whose totals another table of the same cases tells."""
 
     @model_validator(mode="after")
     def _has_edges(self) -> Self:
@@ -102,6 +103,8 @@ class Spread(FrozenModel):
     """The patients of each bin."""
     total_patients: NonNegativeInt
     """Distinct patients of all labels of known quality, in this table or not."""
+    shared: NonNegativeInt = 0
+    """Those among them who are in another table that is told, too: its sum tells how many they are."""
     cautious: Literal["up", "down"]
     """Where labels may be counted in another bin: that which makes a decision rest on less."""
 
@@ -335,7 +338,13 @@ def summarise_segmentation(
     return SegmentationSummary(
         cases=Figure(value=len(owner), patients=_distinct(owner)),
         dice={
-            name: Figure(value=float(values[held[name]].mean()), patients=_fewest(owner, held[name]))
+            name: Figure(
+                value=float(values[held[name]].mean()),
+                # A DSC of what is not there is 1 or 0: the mean of all tells how many of each there are.
+                patients=min(
+                    _fewest(owner, held[name], ~held[name] & worst) for worst in (scores == 0, scores > 0)
+                ),
+            )
             for name, values in per_region.items()
             if held[name].any()
         },
@@ -372,6 +381,7 @@ def summarise_calibration(
     everyone = _distinct(owner)
     # With one patient among the failures, the curve is that patient's rank.
     smaller_class = min(_distinct(owner[failure]), _distinct(owner[~failure]))
+    both = len(set(owner[failure].tolist()) & set(owner[~failure].tolist()))
     pairs = {name: np.asarray(pair, np.float64).reshape(-1, 2) for name, pair in (regions or {}).items()}
     _check_lengths(len(owner), **{f"region {name}": len(pair) for name, pair in pairs.items()})
     return CalibrationSummary(
@@ -382,8 +392,8 @@ def summarise_calibration(
         auroc=_figure(auroc(-quality, failure), smaller_class),
         # A failure that is counted as better, and a good label that is counted as worse, can only make
         # decisions more careful.
-        failures=_spread(quality[failure], owner[failure], everyone, "up"),
-        others=_spread(quality[~failure], owner[~failure], everyone, "down"),
+        failures=_spread(quality[failure], owner[failure], everyone, both, "up"),
+        others=_spread(quality[~failure], owner[~failure], everyone, both, "down"),
         regions_mae=_of_regions(mae, pairs, owner),
         regions_r=_of_regions(pearson, pairs, owner),
     )
@@ -450,13 +460,18 @@ def summarise_curation(
 
 
 def _spread(
-    quality: NDArray[np.float64], owner: NDArray[np.str_], total: int, cautious: Literal["up", "down"]
+    quality: NDArray[np.float64],
+    owner: NDArray[np.str_],
+    total: int,
+    shared: int,
+    cautious: Literal["up", "down"],
 ) -> Spread:
     place = bins_of(quality)
     return Spread(
         masses=tuple(counted(quality, owner).tolist()),
         owners=tuple(frozenset(owner[place == index].tolist()) for index in range(BINS)),
         total_patients=total,
+        shared=shared,
         cautious=cautious,
     )
 
@@ -502,11 +517,16 @@ def quality_histogram(quality: ArrayLike, patients: Sequence[str]) -> Histogram:
 def _by_outcome(
     scores: NDArray[np.float64], owner: NDArray[np.str_], outcomes: Sequence[Outcome]
 ) -> Histogram:
-    """The histogram of all, with that of each outcome, whose totals are told too."""
+    """The histogram of all, with those of one outcome and of two, whose totals are told or follow.
+
+    Where one outcome has too few patients to be told, another is hidden with it: then bins must not tell the
+    one that has enough.
+    """
     decided = np.array([outcome.value for outcome in outcomes])
+    there = np.unique(decided).tolist()
     parts = []
-    for outcome in np.unique(decided):
-        mine = decided == outcome
+    for some in (*combinations(there, 1), *combinations(there, 2)):
+        mine = np.isin(decided, some)
         part = quality_histogram(scores[mine], owner[mine].tolist())
         parts.append(Groups(counts=part.counts, patients=part.patients, total_patients=part.total_patients))
     return quality_histogram(scores, owner.tolist()).model_copy(update={"parts": tuple(parts)})
@@ -558,14 +578,14 @@ def _of_regions(
         there = ~(np.isnan(pair[:, 0]) | np.isnan(pair[:, 1]))
         value = measure(pair[there, 1], pair[there, 0])
         if value is not None:
-            found[name] = Figure(value=value, patients=_fewest(owner, there))
+            # One over all labels is told, too: those without the region are what is left.
+            found[name] = Figure(value=value, patients=_fewest(owner, there, ~there))
     return found
 
 
-def _fewest(owner: NDArray[np.str_], there: NDArray[np.bool_]) -> int:
-    """Patients behind a mean over some cases, where one over all is told too: the others are what is left."""
-    left = _distinct(owner[~there])
-    return min(_distinct(owner[there]), left or len(owner))
+def _fewest(owner: NDArray[np.str_], *groups: NDArray[np.bool_]) -> int:
+    """Patients of the smallest group of cases that has any: what is told of one tells of the others."""
+    return min(_distinct(owner[group]) for group in groups if group.any())
 
 
 def _tally(group_of: NDArray[np.str_], owner: NDArray[np.str_], names: Sequence[str]) -> Tally:
