@@ -26,6 +26,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from fedqc.curation.diagnosis import Kind as Wrong
 from fedqc.curation.guards import SIZE, SIZES
 from fedqc.curation.rules import Outcome
 from fedqc.statistics import privacy
@@ -33,6 +34,8 @@ from fedqc.statistics.privacy import HIDDEN, release
 from fedqc.statistics.releases import release_of, settle
 from fedqc.statistics.site import (
     N_BINS,
+    Part,
+    Split,
     summarise_calibration,
     summarise_cross_check,
     summarise_curation,
@@ -45,6 +48,7 @@ WIDTH = 3
 THRESHOLD, REVIEW = 0.5, 0.6
 GRID = tuple((place + 0.5) / 30 for place in range(30))
 """Of every number of a patient that lies in [0, 1]."""
+WRONG = (Wrong.FLIP, Wrong.SHIFT, Wrong.UNCLEAR)
 Told = Mapping[str, Any]
 
 
@@ -57,6 +61,8 @@ class Patient:
     quality: float
     """Predicted, of the label as it is: in the cross-check, or as a candidate."""
     size: str = "small"
+    wrong: Wrong | None = None
+    """With its label, if that is not kept."""
     lesion: float = 1.0
     """Volume; 0 where there is none."""
     dice: float = 0.9
@@ -88,12 +94,14 @@ class Site:
         mine = [one for one in patients if not one.reference]
         quality = [one.quality for one in mine]
         outcomes = [decision(value, threshold) for value in quality]
+        diagnoses = [None if decision(one.quality, threshold) is Outcome.KEEP else one.wrong for one in mine]
         summary = summarise_curation(
             quality,
             {"lesion": quality},
             outcomes,
             [one.name for one in mine],
             groups={SIZE: [one.size for one in mine]},
+            diagnoses=diagnoses if any(diagnoses) else None,
         )
         others = [f"{one.name} {one.version}" for one in patients if one.reference]
         return self.tell("score", summary, mine, f"{threshold} {others}")
@@ -234,7 +242,7 @@ def learn_score(
     n: int,
     threshold: float = THRESHOLD,
 ) -> None:
-    """What the phase score tells of candidates `("candidate", quality, size, ...)` that are `here`."""
+    """What the phase score tells of candidates `("candidate", quality, size, wrong, ...)` that are `here`."""
     attacker.counts(here, n)
     if not told:
         return
@@ -251,6 +259,11 @@ def learn_score(
                     here(kind) and kind[2] == size and decision(kind[1], threshold) is not Outcome.KEEP
                 ),
                 told[f"not_kept.{size}"],
+            )
+    for wrong in WRONG:
+        if f"diagnosis.{wrong}" in told:
+            attacker.counts(
+                lambda kind, wrong=wrong: here(kind) and kind[3] is wrong, told[f"diagnosis.{wrong}"]
             )
     attacker.knows_mean(
         lambda kind: kind[1] if here(kind) else 0.0, here, told["quality_mean"], told["quality_sd"]
@@ -279,7 +292,12 @@ def learn_run(told: Mapping[str, Told], patients: Sequence[Patient]) -> Attacker
     references = [one for one in patients if one.reference]
     n_references, n_candidates = len(references), len(patients) - len(references)
     attacker = Attacker(
-        [("candidate", quality, size) for quality in GRID for size in SIZES]
+        [
+            ("candidate", quality, size, wrong)
+            for quality in GRID
+            for size in SIZES
+            for wrong in ((None,) if decision(quality) is Outcome.KEEP else WRONG)
+        ]
         + [("checked", quality) for quality in GRID]
         + [("tried", True, dice) for dice in GRID]
         + [("tried", False, dice) for dice in (0.0, 1.0)]  # of what is not there nothing is between
@@ -362,6 +380,8 @@ def properties() -> dict[str, Belongs]:
             wanted[f"{size} {name}"] = lambda kind, name=name, size=size: (
                 kind[0] == "candidate" and kind[2] == size and decision(kind[1]) is name
             )
+    for wrong in WRONG:
+        wanted[f"diagnosis {wrong}"] = lambda kind, wrong=wrong: kind[0] == "candidate" and kind[3] is wrong
     for place in range(N_BINS):
         for table in ("candidate", "checked"):
             wanted[f"{table} in tenth {place}"] = lambda kind, table=table, place=place: (
@@ -391,7 +411,8 @@ def truth(patients: Sequence[Patient], belongs: Belongs) -> int:
             pair = sorted((true < THRESHOLD, int(said * 10)) for true, said in one.labels)
             kinds += [("checked", one.quality), ("tried", one.lesion > 0, one.dice), ("known", *pair)]
         else:
-            kinds.append(("candidate", one.quality, one.size))
+            is_kept = decision(one.quality) is Outcome.KEEP
+            kinds.append(("candidate", one.quality, one.size, None if is_kept else one.wrong))
         count += any(belongs(kind) for kind in kinds)
     return count
 
@@ -416,6 +437,7 @@ def made_up(seed: int, n_candidates: int = 60, n_references: int = 24) -> list[P
                 reference=reference,
                 quality=GRID[int(np.clip(rng.normal(21, 5), 0, 29))],
                 size=SIZES[index % 3],
+                wrong=WRONG[index % 7 % 3],
                 lesion=lesion,
                 dice=dice,
                 labels=tuple(labels) if reference else (),
@@ -447,12 +469,23 @@ def with_small_ones(patients: Sequence[Patient]) -> list[Patient]:
     return made
 
 
+def with_few_kept(patients: Sequence[Patient]) -> list[Patient]:
+    """Four are kept, and of the others half are dropped."""
+    few = {one.name for one in [one for one in patients if not one.reference][:4]}
+    made = []
+    for index, one in enumerate(patients):
+        quality = GRID[25 if one.name in few else (10, 17)[index % 2]]
+        made.append(one if one.reference else replace(one, quality=quality))
+    return made
+
+
 SITES = {
     "small": made_up(1),
     "few dropped": made_up(4),
     "many": made_up(4, n_candidates=150, n_references=60),
     "few with both sorts of labels": with_labels(made_up(3), np.random.default_rng(3)),
     "few small ones kept": with_small_ones(made_up(5, n_candidates=90)),
+    "few kept": with_few_kept(made_up(6)),
 }
 
 
@@ -505,10 +538,18 @@ WITHOUT: dict[str, tuple[str, Any, str, str]] = {
         "decision drop",
     ),
     "sizes heed what is kept": (
-        "privacy._shown_split",
-        lambda split, min_count: privacy._shown(split.not_kept, min_count),
+        "privacy._shown_names",
+        lambda table, n: privacy._shown(table.not_kept if isinstance(table, Split) else table, n),
         "few small ones kept",
         "small keep",
+    ),
+    "diagnoses heed that few are kept": (
+        "privacy._shown_names",
+        lambda table, n, shown=privacy._shown_names: (
+            privacy._shown(table, n) if isinstance(table, Part) else shown(table, n)
+        ),
+        "few kept",
+        "decision keep",
     ),
     "labels of known quality are taken together": (
         "privacy._moved",
@@ -598,14 +639,14 @@ def learn_runs(site: Site, runs: Sequence[tuple[list[Patient], float]]) -> Attac
     there = [{(one.name, one.version) for one in patients if not one.reference} for patients, _ in runs]
     groups = {who: tuple(who in present for present in there) for who in set[tuple[str, int]]().union(*there)}
     sizes = {group: sum(of == group for of in groups.values()) for group in sorted(set(groups.values()))}
-    attacker = Attacker([("candidate", quality, "small", group) for quality in GRID for group in sizes])
+    attacker = Attacker([("candidate", quality, "small", None, group) for quality in GRID for group in sizes])
     for group, n in sizes.items():
-        attacker.counts(lambda kind, group=group: kind[3] == group, n)
+        attacker.counts(lambda kind, group=group: kind[4] == group, n)
     known: list[Told] = []
     for index, (patients, threshold) in enumerate(runs):
         told = site.score(patients, threshold)
         if not (site.filters and told in known):
-            learn_score(attacker, told, lambda kind, i=index: kind[3][i], len(there[index]), threshold)
+            learn_score(attacker, told, lambda kind, i=index: kind[4][i], len(there[index]), threshold)
         known.append(told)
     return attacker
 
@@ -618,7 +659,7 @@ def of_x(runs: Sequence[tuple[list[Patient], float]]) -> dict[str, tuple[Any, bo
         group = tuple(one in patients for patients, _ in runs)
         for name in Outcome:
             wanted[f"{version} {name}"] = (
-                lambda kind, name=name, group=group: kind[3] == group and decision(kind[1]) is name,
+                lambda kind, name=name, group=group: kind[4] == group and decision(kind[1]) is name,
                 decision(one.quality) is name,
             )
     return wanted
