@@ -144,6 +144,8 @@ class PolicyConfig(FrozenModel):
     """Numbers in the largest network that the site trains or applies."""
     hours: Annotated[tuple[time, time] | None, BeforeValidator(_hours)] = None
     """When the site computes with networks, on its own clock; left out: always."""
+    sheet: bool = True
+    """Whether a sheet with slices of the worst cases is written into the results when cases are scored."""
 
 
 class CoordinatorConfig(FrozenModel):

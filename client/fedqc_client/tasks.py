@@ -316,8 +316,9 @@ def _self_test(  # noqa: PLR0917 - what is tested, and on what
 def score(site: SiteConfig, request: ScoreRequest) -> Told:
     """Score the site's candidates, decide, and leave everything a person needs in the site's results folder.
 
-    The folder then holds `manifest.json`, `scores.csv`, `models/qc/` and `error_maps/<id>.nii.gz`: the
-    probability in per cent (uint8) that the label is wrong, on the grid of the case's own files.
+    The folder then holds `manifest.json`, `scores.csv`, `models/qc/`, `error_maps/<id>.nii.gz` (the
+    probability in per cent (uint8) that the label is wrong, on the grid of the case's own files), and
+    `review.html` where the site wants it.
     """
     task = _task(site, request)
     data = load_site_data(site, task)
@@ -394,6 +395,8 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         write_scores(site.results / "scores.csv", manifest, task)
         write_manifest(site.results / MANIFEST, manifest)
     forget_vouched(site)
+    if site.policy.sheet:
+        _write_sheet(site, task, watch)
     summary = summarise_curation(
         quality=[entry.quality for entry in entries],
         regions={
@@ -439,6 +442,19 @@ def _diagnosed(entry: Entry) -> Kind | None:
     if entry.outcome is Outcome.KEEP:
         return None
     return entry.diagnosis.kind if entry.diagnosis else Kind.UNCLEAR
+
+
+def _write_sheet(site: SiteConfig, task: Task, watch: Activity) -> None:
+    """Draw the worst cases for a person to look at."""
+    from fedqc.review.sheet import write_sheet  # noqa: PLC0415 - Matplotlib, which no other phase needs
+
+    try:
+        not_drawn = write_sheet(site, task, watch.progress)
+    except Exception as error:  # the sheet is an extra: the scores stand, whatever became of it
+        watch.note(f"review.html could not be written: {error}; `fedqc review SITE.toml --sheet` tries again")
+        return
+    for sentence in not_drawn:
+        watch.note(f"not drawn in review.html: {sentence}")
 
 
 def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> Trained | ErrorReply:

@@ -1,9 +1,13 @@
 """`fedqc review`."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from fedqc.config import SiteConfig
 
 
 def review(
@@ -20,6 +24,10 @@ def review(
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in the browser.")
     ] = True,
+    sheet: Annotated[
+        bool,
+        typer.Option("--sheet", help="Write review.html, a sheet of the worst cases, and serve nothing."),
+    ] = False,
 ) -> None:
     """Look at a site's cases in the browser, those first where it is worth most, and decide otherwise.
 
@@ -27,10 +35,19 @@ def review(
     """
     from fedqc.commands.folders import user_name
     from fedqc.config import load_site
+    from fedqc.errors import ConfigError
     from fedqc.review.serve import serve_review
     from fedqc.review.worklist import VERIFIED, Worklist
     from fedqc.task import load_task
 
+    if sheet:
+        given = {"--by": by, "--pick": pick, "--port": port}
+        for option in (name for name, value in given.items() if value is not None):
+            raise ConfigError(
+                f"{option} is for the page, which --sheet does not serve; leave one of them out"
+            )
+        _write_sheet(load_site(site))
+        return
     config = load_site(site)
     worklist = Worklist(config, load_task(config.task), by=by if by is not None else user_name(), pick=pick)
 
@@ -46,6 +63,24 @@ def review(
             _open(address)
 
     serve_review(worklist, port or 0, opened)
+
+
+def _write_sheet(site: "SiteConfig") -> None:
+    from rich.console import Console
+
+    from fedqc.curation.manifest import refuse_another_user
+    from fedqc.display import Display
+    from fedqc.review.sheet import SHEET, write_sheet
+    from fedqc.task import load_task
+
+    refuse_another_user(site.results)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    with Display(console) as display:
+        for sentence in write_sheet(
+            site, load_task(site.task), lambda done, total: display.progress("drawing", done, total)
+        ):
+            display.say(f"not drawn: {sentence}")
+    console.print(f"see {site.results / SHEET}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _open(address: str) -> None:

@@ -229,11 +229,7 @@ def overrule(
         when = datetime.now(UTC).isoformat(timespec="seconds")
         values = {"decision": decision, "by": by, "when": when, "reason": reason}
         overruled = parse(values, Overruled, source=f"case {case}")
-    owner = path.stat().st_uid if path.exists() else os.geteuid()
-    if owner != os.geteuid():  # a file of root would be lost to the service that has to read it
-        raise ConfigError(
-            f"{path}: belongs to {_name(owner)}; decide as that user: sudo -u {_name(owner)} fedqc ..."
-        )
+    refuse_another_user(results)
     with changing(results):
         before = read_manifest(path)
         check(before)
@@ -241,6 +237,20 @@ def overrule(
         write_scores(results / "scores.csv", manifest, task)
         write_manifest(path, manifest)
     return next(entry for entry in manifest.entries if entry.id == case)
+
+
+def refuse_another_user(results: Path) -> None:
+    """Refuse to write into a results folder as somebody else than the service that has to read it.
+
+    Raises:
+        ConfigError: its manifest belongs to another user.
+    """
+    path = results / MANIFEST
+    owner = path.stat().st_uid if path.exists() else os.geteuid()
+    if owner != os.geteuid():
+        raise ConfigError(
+            f"{path}: belongs to {_name(owner)}; do this as that user: sudo -u {_name(owner)} fedqc ..."
+        )
 
 
 @contextlib.contextmanager

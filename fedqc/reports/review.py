@@ -1,6 +1,7 @@
 """The worst labels of a folder as pictures: three planes through the place where most seems wrong."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.validation import read_case
 from fedqc.cases.volumes import read_volume
 from fedqc.errors import DataError
@@ -42,6 +44,15 @@ _DPI = 110
 _LINE, _LETTER, _INDENT = 26, 8, 6
 """Pixels of a line of text, of a letter at most, and of the rim."""
 _POINTS = 8
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Three planes through one place of a case: left the label, right the error map over it."""
+
+    pictures: dict[str, bytes]
+    """PNG of each, by the plane's name: axial, coronal, sagittal."""
+    modality: str
 
 
 def draw_worst(
@@ -88,7 +99,22 @@ def draw_review(scored: Scored, task: Task, error_map: Path) -> bytes:
     Raises:
         DataError: a file cannot be read.
     """
-    raw, classes = read_case(scored.files, task)
+    planes = draw_planes(scored.files, task, error_map)
+    return _with_words(f"{scored.files.id}: quality {scored.quality:.2f}", planes, tuple(task.classes))
+
+
+def draw_planes(files: CaseFiles, task: Task, error_map: Path) -> Planes:
+    """Draw three planes through the worst place, each for itself.
+
+    Args:
+        files: Of the case, with its label.
+        task: What it shows.
+        error_map: Probability in per cent on the grid of the case's files; need not exist.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    raw, classes = read_case(files, task)
     spacing = canonical_spacing(raw.affine)
     label = canonical(classes, raw.affine)
     if error_map.is_file():
@@ -98,22 +124,20 @@ def draw_review(scored: Scored, task: Task, error_map: Path) -> bytes:
     channels = [canonical(channel, raw.affine) for channel in raw.channels]
     shown = clearest(channels, label)
     place = _worst_place(error, label, spacing)
-    rows = []
+    pictures = {}
     for axis in (2, 1, 0):
         image, contours, wrong = (np.take(one, place[axis], axis) for one in (channels[shown], label, error))
         wrong = np.where(wrong >= _SURE, wrong, 0)
         focus = (contours > 0) | (wrong > 0)
         width, height = (side for position, side in enumerate(spacing) if position != axis)
-        png = draw_panels(
+        pictures[PLANES[axis]] = draw_panels(
             image,
             (Panel(label=contours), Panel(label=contours, marked=wrong)),
             (width, height),
             window=window_around(focus if focus.any() else np.ones_like(focus), width, height, _MARGIN),
             mirrored=axis != 0,
         )
-        rows.append((PLANES[axis], png))
-    title = f"{scored.files.id}: quality {scored.quality:.2f}"
-    return _with_words(title, task.modalities[shown], rows, tuple(task.classes))
+    return Planes(pictures, task.modalities[shown])
 
 
 def _worst_place(
@@ -127,11 +151,9 @@ def _worst_place(
     return tuple(int(index) for index in np.unravel_index(around.argmax(), around.shape))
 
 
-def _with_words(
-    title: str, modality: str, rows: Sequence[tuple[str, bytes]], classes: Sequence[str]
-) -> bytes:
+def _with_words(title: str, planes: Planes, classes: Sequence[str]) -> bytes:
     """The slices below each other, with what they show."""
-    pictures = [matplotlib.image.imread(BytesIO(png)) for _, png in rows]
+    pictures = [matplotlib.image.imread(BytesIO(png)) for png in planes.pictures.values()]
     width = pictures[0].shape[1]
     legend = _legend(classes, width)
     total = _LINE + sum(len(picture) for picture in pictures) + len(legend) * _LINE
@@ -144,8 +166,8 @@ def _with_words(
 
         bottom = total - _LINE
         write(_INDENT, bottom, title)
-        write(width - _INDENT, bottom, modality, align="right")
-        for (plane, _), picture in zip(rows, pictures, strict=True):
+        write(width - _INDENT, bottom, planes.modality, align="right")
+        for plane, picture in zip(planes.pictures, pictures, strict=True):
             bottom -= len(picture)
             figure.figimage(picture, 0, bottom)
             write(_INDENT, bottom + len(picture) - _LINE, plane)

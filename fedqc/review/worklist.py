@@ -69,17 +69,14 @@ class Worklist:
         self._task = task
         self._lock = threading.Lock()
         self._path = site.results / MANIFEST
-        self._manifest = self._read()
+        self._manifest = manifest_of(site, task)
         self._state = self._path.stat()
-        test = read_self_test(site.results / SELF_TEST)
-        errors = np.array([one.predicted - one.true for one in test.labels]) if test else _usual_errors()
-        tau = self._manifest.rule.config.threshold
-        self._gain = {entry.id: expected_gain(entry, tau, errors) for entry in self._manifest.entries}
-        order = sorted(self._manifest.entries, key=lambda entry: (-self._gain[entry.id], entry.id))
+        self._gain = expected_gains(self._manifest, site.results)
+        order = list(self._gain)
         if pick is not None:  # whatever the others are, so that a second draw begins with the first one
-            order = sorted(order, key=lambda entry: derive_seed(0, "pick", site.name, entry.id))[:pick]
+            order = sorted(order, key=lambda case: derive_seed(0, "pick", site.name, case))[:pick]
         self._is_pick = pick is not None
-        self.ids = [entry.id for entry in order]
+        self.ids = order
         """Of the cases under review; their place in this list is what the page calls them by."""
 
     def overview(self) -> dict[str, Any]:
@@ -179,15 +176,6 @@ class Worklist:
                 f"{path}: cannot be written ({error.strerror or error}); the decision itself is saved"
             ) from None
 
-    def _read(self) -> Manifest:
-        manifest = read_manifest(self._path)
-        if (manifest.site, manifest.task) != (self._site.name, self._task.name):
-            raise DataError(
-                f"{self._path}: is of site {manifest.site!r} and task {manifest.task!r}, not of "
-                f"{self._site.name!r} and {self._task.name!r}; score this site's cases first"
-            )
-        return manifest
-
     def _entries(self) -> dict[str, Entry]:
         """All candidates as they stand on disk now, by their id.
 
@@ -196,7 +184,7 @@ class Worklist:
         """
         state = self._path.stat()
         if (state.st_mtime_ns, state.st_ino) != (self._state.st_mtime_ns, self._state.st_ino):
-            self._manifest, self._state = self._read(), state
+            self._manifest, self._state = manifest_of(self._site, self._task), state
         entries = {entry.id: entry for entry in self._manifest.entries}
         if not set(self.ids) <= set(entries) or (not self._is_pick and len(entries) != len(self.ids)):
             raise DataError("the site has scored other cases meanwhile; stop fedqc review and start it again")
@@ -227,10 +215,40 @@ class Worklist:
         return [*volumes, *([Volume(ERRORS, errors)] if errors.is_file() else [])]
 
 
+def manifest_of(site: SiteConfig, task: Task) -> Manifest:
+    """The manifest in a site's results folder.
+
+    Raises:
+        DataError: there is none, it cannot be read, or it is of another site or task.
+    """
+    path = site.results / MANIFEST
+    manifest = read_manifest(path)
+    if (manifest.site, manifest.task) != (site.name, task.name):
+        raise DataError(
+            f"{path}: is of site {manifest.site!r} and task {manifest.task!r}, not of "
+            f"{site.name!r} and {task.name!r}; score this site's cases first"
+        )
+    return manifest
+
+
 def _seen(manifest: Manifest, entry: Entry) -> str:
     """What a person looks at: this run's scores of these files."""
     content = [manifest.created, *(file.sha256 for file in entry.files.values())]
     return hashlib.sha256(" ".join(content).encode()).hexdigest()
+
+
+def expected_gains(manifest: Manifest, results: Path) -> dict[str, float]:
+    """The expected gain of a look at each candidate, by its id, the largest first.
+
+    Args:
+        manifest: of the site.
+        results: the site's folder, which may hold labels of known quality.
+    """
+    test = read_self_test(results / SELF_TEST)
+    errors = np.array([one.predicted - one.true for one in test.labels]) if test else _usual_errors()
+    tau = manifest.rule.config.threshold
+    gains = {entry.id: expected_gain(entry, tau, errors) for entry in manifest.entries}
+    return dict(sorted(gains.items(), key=lambda one: (-one[1], one[0])))
 
 
 def expected_gain(entry: Entry, tau: float, errors: NDArray[np.float64]) -> float:

@@ -300,7 +300,7 @@ def write_site(
         "results": ".",
         "data": {"path": "data", "layout": "csv", "reference": "data/reference.csv"},
         "compute": compute.model_dump(mode="json", exclude_none=True),
-        "policy": {"min_count": min_count},
+        "policy": {"min_count": min_count, "sheet": False},
     }
     (folder / "site.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
 
@@ -336,7 +336,7 @@ def borrow_sites(
             "results": ".",
             "data": data | ({"ratings": f"{beside}/data/ratings.csv"} if ratings else {}),
             "compute": compute.model_dump(mode="json", exclude_none=True) | {"cache": f"{beside}/cache"},
-            "policy": {"min_count": min_count},
+            "policy": {"min_count": min_count, "sheet": False},
         }
         file.write_text(tomli_w.dumps(settings), encoding="utf-8")
     return files

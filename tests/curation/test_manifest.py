@@ -191,7 +191,7 @@ def test_a_manifest_of_somebody_else_is_left_alone(
 ) -> None:
     write_manifest(tmp_path / "manifest.json", example)
     monkeypatch.setattr("fedqc.curation.manifest.os.geteuid", lambda: 4321)
-    with pytest.raises(ConfigError, match=r"belongs to .*; decide as that user: sudo -u"):
+    with pytest.raises(ConfigError, match=r"belongs to .*; do this as that user: sudo -u"):
         overrule(tmp_path, task, "a", "keep", by="x", reason="")
     assert read_manifest(tmp_path / "manifest.json") == example
 

@@ -101,7 +101,7 @@ def write_site(
         f'name = "{name}"\ntask = "{task}"\n'
         '[data]\npath = "data"\nlayout = "csv"\nreference = "reference.csv"\n'
         '[compute]\ndevice = "cpu"\nprecision = "fp32"\nworkers = 1\n'
-        f"[policy]\nmin_count = {min_count}\nsegmentation = {str(segmentation).lower()}\n"
+        f"[policy]\nmin_count = {min_count}\nsegmentation = {str(segmentation).lower()}\nsheet = false\n"
     )
     return site
 

@@ -130,7 +130,7 @@ def write_sites(out: Path, names: tuple[str, ...], n_cases: int, task: str = "ph
                 "results": ".",
                 "data": {"path": "data", "layout": "msd", "reference": "reference.csv"},
                 "compute": {"device": "cpu", "workers": 1},
-                "policy": {"min_count": 1},
+                "policy": {"min_count": 1, "sheet": False},
             }
             (folder / "site.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
             display.progress("building the sites", number, len(names))
