@@ -208,8 +208,8 @@ def test_unknown_key_names_the_nearest_known_one(federation: Callable[[str], Fed
 def test_unknown_key_far_from_any_known_one(site: Callable[[str], SiteConfig]) -> None:
     message = refusal(site, SITE + "[policy]\nxyz = 1\n")
     assert (
-        message
-        == "unknown key 'policy.xyz'; known here: hours, largest_model, min_count, refuse, segmentation"
+        message == "unknown key 'policy.xyz'; "
+        "known here: hours, largest_model, min_count, refuse, segmentation, sheet"
     )
 
 

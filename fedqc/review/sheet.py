@@ -165,7 +165,8 @@ def _cases_section(cases: Sequence[Gallery], n_listed: int, manifest: Manifest) 
     which = "candidates; the rule was not applied" if manifest.rule.suspended else "cases that were not kept"
     some = f"The first {len(cases)} of" if n_listed > len(cases) else "All"
     intro = (
-        f"{some} {count(n_listed)} {which}. Those come first whose decision is most likely to turn over, and last those about which a person decided. "
+        f"{some} {count(n_listed)} {which}. Those come first whose decision is most likely to turn over, and "
+        "last those about which a person decided. "
         "Each is cut in three planes through the place where most seems wrong: left the label, right over it "
         "what the model takes for wrong, the more colour the surer. The patient's right is on the left; in "
         "sagittal slices the front is on the right."

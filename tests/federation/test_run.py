@@ -162,6 +162,21 @@ def test_what_a_site_keeps_for_itself(
     ]
 
 
+def test_scoring_writes_the_sheet_and_does_not_need_it(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
+) -> None:
+    for name in "ab":
+        sites[name].write_text(sites[name].read_text().replace("sheet = false", "sheet = true"))
+    results = {name: load_site(sites[name]).results for name in sites}
+    (results["b"] / "review.html").mkdir(parents=True)  # it cannot be written
+    run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=("train.qc", "score"))
+    page = (results["a"] / "review.html").read_text()
+    assert "1. bad-7" in page
+    assert page.count("data:image/png") == 3
+    assert "bad-7" in {entry.id for entry in read_manifest(results["b"] / "manifest.json").entries}
+    assert not (results["c"] / "review.html").exists()
+
+
 def test_a_second_run_leaves_nothing_of_the_first(
     sites: Sites, make_federation: Callable[..., Path], tmp_path: Path
 ) -> None:
