@@ -29,9 +29,8 @@ class ReviewApp:
 
     def __init__(self, worklist: Worklist, port: int) -> None:
         self._worklist = worklist
-        page = LoopbackPage(
-            port, {name: STATIC / name for name in ("page.html", "page.css", "page.js", VIEWER.name)}
-        )
+        files = ("page.html", "page.css", "page.js", "drawing.js", VIEWER.name)
+        page = LoopbackPage(port, {name: STATIC / name for name in files})
         self.address = page.address
         """To open once."""
         case = "/api/cases/{number:int}"

@@ -38,7 +38,8 @@ class Volume:
     """A file that the viewer shows."""
 
     name: str
-    """A modality, `label` or `errors`."""
+    """A modality, `label`, `errors`, or `errors-CLASS`."""
+    kind: Literal["image", "label", "errors"]
     path: Path
 
     @property
@@ -115,7 +116,9 @@ class Worklist:
             "reason": entry.reason,
             "regions": entry.regions,
             "interval": entry.interval,
-            "volumes": [{"name": one.name, "file": one.file} for one in self._volumes(entry)],
+            "volumes": [
+                {"name": one.name, "kind": one.kind, "file": one.file} for one in self._volumes(entry)
+            ],
         }
 
     def volume(self, number: int, name: str) -> Path | None:
@@ -208,11 +211,19 @@ class Worklist:
         }
 
     def _volumes(self, entry: Entry) -> list[Volume]:
-        """The images in the task's order, the label, and where it is probably wrong."""
-        roles = [role for role in ("image", *self._task.modalities, LABEL) if role in entry.files]
-        volumes = [Volume(role, self._site.data.folder / entry.files[role].path) for role in roles]
-        errors = self._site.results / ERROR_MAPS / f"{entry.id}.nii.gz"
-        return [*volumes, *([Volume(ERRORS, errors)] if errors.is_file() else [])]
+        """The images in the task's order, the label, and where it is probably wrong, also of each class."""
+        volumes = [
+            Volume(
+                role, "label" if role == LABEL else "image", self._site.data.folder / entry.files[role].path
+            )
+            for role in ("image", *self._task.modalities, LABEL)
+            if role in entry.files
+        ]
+        maps, file = self._site.results / ERROR_MAPS, f"{entry.id}.nii.gz"
+        errors = {ERRORS: maps / file} | {
+            f"{ERRORS}-{name}": maps / name / file for name in self._task.classes
+        }
+        return volumes + [Volume(name, "errors", path) for name, path in errors.items() if path.is_file()]
 
 
 def manifest_of(site: SiteConfig, task: Task) -> Manifest:

@@ -47,7 +47,11 @@ def write_site(folder: Path, qualities: dict[str, float] | None = None) -> Path:
         for role, path in paths.items():
             write_volume(folder / "data" / path, label if role == "label" else image, np.eye(4))
         if "/" not in case:
-            write_volume(folder / "results" / "error_maps" / f"{case}.nii.gz", errors, np.eye(4))
+            maps = folder / "results" / "error_maps"
+            write_volume(maps / f"{case}.nii.gz", errors, np.eye(4))
+            if case == "good":  # of one class, elsewhere
+                (maps / "rim").mkdir()
+                write_volume(maps / "rim" / f"{case}.nii.gz", np.flip(errors).copy(), np.eye(4))
         entries.append(
             Entry(
                 id=case,

@@ -176,6 +176,49 @@ def test_another_modality_is_shown(page: Page) -> None:
         page.locator("#modality").select_option("t2")
 
 
+def test_the_error_map_of_a_class_is_chosen(page: Page) -> None:
+    choice = page.locator("#error-map")
+    expect(choice).to_be_hidden()  # there is one map
+    page.locator("#cases button", has_text="good").click()
+    page.wait_for_selector("body[data-ready='2']", timeout=WAIT)
+    expect(choice.locator("option")).to_have_text(["all classes", "rim"])
+    of_all = page.locator("#viewer").screenshot()
+    with page.expect_response(re.compile(r"/volumes/errors-rim\.nii\.gz")):
+        page.keyboard.press("c")
+    expect(choice).to_have_value("errors-rim")
+    expect(page.locator("#loading")).to_be_hidden()
+    assert page.locator("#viewer").screenshot() != of_all
+    choice.select_option("errors")
+    expect(page.locator("#loading")).to_be_hidden()
+    page.wait_for_timeout(300)
+    assert page.locator("#viewer").screenshot() == of_all
+
+
+def test_planes_are_enlarged_around_the_cross(page: Page) -> None:
+    viewer = page.locator("#viewer")
+    whole = viewer.screenshot()
+    page.keyboard.press("+")
+    page.wait_for_timeout(300)
+    enlarged = viewer.screenshot()
+    assert enlarged != whole
+    page.keyboard.press("0")
+    page.wait_for_timeout(300)
+    assert viewer.screenshot() == whole
+    box = viewer.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + box["height"] / 4)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -120)
+    page.keyboard.up("Control")
+    page.wait_for_timeout(300)
+    assert viewer.screenshot() not in {whole, enlarged}
+    page.keyboard.press("n")
+    page.wait_for_selector("body[data-ready='1']", timeout=WAIT)
+    page.keyboard.press("p")
+    page.wait_for_selector("body[data-ready='0']", timeout=WAIT)
+    assert viewer.screenshot() == whole  # a case is seen whole first
+
+
 def test_fast_steps_never_mix_two_cases(page: Page) -> None:
     for key in "nnpnnppn":
         page.keyboard.press(key)

@@ -67,6 +67,10 @@ def test_a_case_has_its_volumes_in_the_order_of_the_task(worklist: Worklist, sit
     assert worklist.volume(0, "label") == site.parent / "data" / "1-label.nii.gz"
     assert worklist.volume(0, "errors") == site.parent / "results" / "error_maps" / "near.nii.gz"
     assert worklist.volume(0, "t3") is None
+    volumes = worklist.case(2)["volumes"]
+    assert volumes[-1] == {"name": "errors-rim", "kind": "errors", "file": "errors-rim.nii.gz"}
+    assert [one["kind"] for one in volumes] == ["image", "image", "label", "errors", "errors"]
+    assert worklist.volume(2, "errors-rim") == site.parent / "results" / "error_maps" / "rim" / "good.nii.gz"
     assert [one["name"] for one in worklist.case(1)["volumes"]] == [
         "t1",
         "t2",

@@ -1,8 +1,10 @@
 // The review page: the worklist, one case in NiiVue, and what a person decides. Everything is asked of the
 // server that sent this page; a decision counts as made once the server has it on disk.
 
+import { attach, overlay } from "/static/drawing.js";
 import { ask, enter, send } from "/static/loopback.js";
-import { Niivue, NVImage, SLICE_TYPE } from "/static/niivue.js";
+
+const library = import("/static/niivue.js"); // large, and the list is there without it
 
 const $ = (id) => document.getElementById(id);
 const FILTERS = {
@@ -15,9 +17,9 @@ const FILTERS = {
 const OUTCOMES = { keep: "kept", drop: "dropped", review: "to decide" };
 const ERRORS = "#D55E00";
 const SHOWN_FROM = 25; // per cent from which an error is drawn
-const LABELS = 1002; // NIfTI's intent code of labels
-const SMALL_WHOLE_NUMBERS = new Set([2, 4, 256, 512]); // its types of voxels that the viewer takes for labels
-const INT16 = 4;
+const WHOLE = [0, 0, 0, 1]; // where the planes are moved to in mm, and how much they are enlarged
+const MOST_ENLARGED = 8;
+const CROSS_WIDTH = 0.4; // per cent, as long as nothing is enlarged
 
 let overview = null;
 let filter = "all";
@@ -25,26 +27,16 @@ let sought = "";
 let current = null; // number of the case that is wanted
 let shown = null; // what the server said of the case on the screen; decisions are about this one
 let modality = null;
+let errorMap = "errors"; // or that of a class, errors-CLASS
+let drawn = []; // what is on the screen of it
+let placed = null; // number of the case whose worst place was gone to
 let opening = 0; // counts, so that a slow case does not appear after a faster one
 let ready = new Map(); // by address, a promise of the volume: of this case and the next
 let saving = Promise.resolve(); // one decision after the other
 const failures = new Map(); // by number, why a decision about a case is not saved
 const drafts = new Map(); // by number, a reason that was begun
-const viewer = new Niivue({
-  show3Dcrosshair: false,
-  isColorbar: false,
-  loadingText: "",
-  crosshairColor: [0.3, 0.75, 1, 1],
-  crosshairWidth: 0.4,
-  crosshairWidthUnit: "percent",
-  crosshairGap: 3,
-  multiplanarPadPixels: 4,
-  isRadiologicalConvention: true, // the patient's right is at the left, as radiologists see it
-  sliceType: SLICE_TYPE.MULTIPLANAR,
-  multiplanarShowRender: 0, // three planes, no rendering
-  dragAndDropEnabled: false,
-  logLevel: "error",
-});
+let viewer = null; // once there is something to be drawn
+let attached = null; // a promise of it
 
 // --------------------------------------------------------------------------------------------- the list
 
@@ -145,7 +137,8 @@ async function open(number) {
     shown = found;
     drawCase();
     await drawVolumes(mine);
-    if (mine === opening) prepareNext();
+    const next = neighbour(1);
+    if (mine === opening && next !== undefined) prepare(next);
   } catch (error) {
     if (mine === opening) say(error.message, true);
   }
@@ -183,88 +176,114 @@ function drawCase() {
   for (const choice of ["keep", "drop"]) {
     $(choice).setAttribute("aria-pressed", String(Boolean(by) && by.decision === choice));
   }
-  const names = modalities(shown);
-  if (!names.includes(modality)) modality = names[0] ?? null;
-  $("modality").replaceChildren(
-    ...names.map((name) => {
+  modality = modalityOf(shown);
+  offer("modality", modalities(shown).map((name) => [name, name]), modality);
+  const maps = errorMaps(shown);
+  offer("error-map", maps.map((name) => [name, name.slice("errors-".length) || "all classes"]), errorMapOf(shown));
+  $("error-map").parentElement.hidden = maps.length < 2;
+  $("errors-opacity").disabled = maps.length === 0;
+  $("no-errors").hidden = maps.length > 0;
+}
+
+function offer(id, choices, chosen) {
+  $(id).replaceChildren(
+    ...choices.map(([value, text]) => {
       const option = document.createElement("option");
-      option.value = option.textContent = name;
-      option.selected = name === modality;
+      option.value = value;
+      option.textContent = text;
+      option.selected = value === chosen;
       return option;
     }),
   );
-  const hasErrors = shown.volumes.some((one) => one.name === "errors");
-  $("errors-opacity").disabled = !hasErrors;
-  $("no-errors").hidden = hasErrors;
 }
 
 // Each in a file of its own, or all in one file, which is called image.
 function modalities(found) {
-  const images = found.volumes.map((one) => one.name).filter((name) => !["label", "errors"].includes(name));
+  const images = found.volumes.filter((one) => one.kind === "image").map((one) => one.name);
   return images.length === 1 && images[0] === "image" ? overview.modalities : images;
 }
 
-function rgb(color) {
-  return [1, 3, 5].map((at) => Number.parseInt(color.slice(at, at + 2), 16));
+const errorMaps = (found) => found.volumes.filter((one) => one.kind === "errors").map((one) => one.name);
+
+// What is chosen, as far as the case has it.
+const modalityOf = (found) => (modalities(found).includes(modality) ? modality : modalities(found)[0] ?? null);
+const errorMapOf = (found) => (errorMaps(found).includes(errorMap) ? errorMap : errorMaps(found)[0] ?? null);
+
+// ------------------------------------------------------------------------------------------- the viewer
+
+async function start() {
+  const { DRAG_MODE, Niivue, SLICE_TYPE } = await library;
+  await new Promise((done) => requestAnimationFrame(() => setTimeout(done))); // what is there already is seen first
+  const niivue = new Niivue({
+    show3Dcrosshair: false,
+    isColorbar: false,
+    loadingText: "",
+    crosshairColor: [0.3, 0.75, 1, 1],
+    crosshairWidth: CROSS_WIDTH,
+    crosshairWidthUnit: "percent",
+    crosshairGap: 3,
+    multiplanarPadPixels: 4,
+    isRadiologicalConvention: true, // the patient's right is at the left, as radiologists see it
+    sliceType: SLICE_TYPE.MULTIPLANAR,
+    multiplanarShowRender: 0, // three planes, no rendering
+    mouseEventConfig: {
+      leftButton: { primary: DRAG_MODE.crosshair, withShift: DRAG_MODE.pan },
+      rightButton: DRAG_MODE.contrast,
+      centerButton: DRAG_MODE.pan,
+    },
+    dragAndDropEnabled: false,
+    logLevel: "error",
+  });
+  niivue.onLocationChange = tellPlace;
+  await attach(niivue, $("viewer"));
+  viewer = niivue;
 }
 
-function labelColors() {
-  const colors = { R: [0], G: [0], B: [0], A: [0], I: [0], labels: ["background"] };
-  const byValue = overview.classes.flatMap((one) => one.values.map((value) => ({ ...one, value })));
-  for (const one of byValue.sort((first, second) => first.value - second.value)) {
-    const [red, green, blue] = rgb(one.color);
-    colors.R.push(red);
-    colors.G.push(green);
-    colors.B.push(blue);
-    colors.A.push(255);
-    colors.I.push(one.value);
-    colors.labels.push(one.name);
-  }
-  return colors;
+function tellPlace({ string, vox: [x, y, z] }) {
+  if (!viewer?.back) return;
+  const [, nx, ny] = viewer.back.dimsRAS;
+  const at = x + nx * (y + ny * z);
+  const name = overview.classes[partOf("label")?.values?.[at] - 1]?.name ?? "";
+  const error = partOf("errors")?.values?.[at];
+  $("place").textContent = [string, name, error ? `error ${error} %` : ""].filter(Boolean).join(" ");
 }
 
 // ------------------------------------------------------------------------------------------ the volumes
 
-const LOOK = {
-  label: {},
-  errors: { colormap: "errors", cal_min: SHOWN_FROM, cal_max: 100 },
-};
-
 // The volumes of a case that are to be shown, by name, as promises; those of no other case are kept.
 function volumesOf(found) {
-  const files = Object.fromEntries(found.volumes.map((one) => [one.name, one.file]));
-  const image = "image" in files ? "image" : modality;
+  const shownNames = ["image", modalityOf(found), "label", errorMapOf(found)];
   const result = new Map();
-  for (const name of [image, "label", "errors"]) {
-    if (!(name in files)) continue;
-    const address = `/api/cases/${found.number}/volumes/${files[name]}?${found.seen}`;
-    if (!ready.has(address)) ready.set(address, load(name, files[name], address));
-    result.set(name, [address, ready.get(address)]);
+  for (const one of found.volumes.filter(({ name }) => shownNames.includes(name))) {
+    const address = `/api/cases/${found.number}/volumes/${one.file}?${found.seen}`;
+    if (!ready.has(address)) ready.set(address, load(one, address));
+    result.set(one.name, [address, ready.get(address)]);
   }
   return result;
 }
 
-async function load(name, file, address) {
+// An image as the viewer wants it; of a label and of errors only what is drawn of them, and where.
+async function load({ name, kind, file }, address) {
   const content = await (await send(address)).arrayBuffer();
-  const volume = await NVImage.loadFromUrl({ url: content, name: file, colormap: "gray", ...LOOK[name] });
-  if (name === "label") {
-    asLabels(volume);
-    volume.setColormapLabel(labelColors());
-  }
-  return volume;
+  const { NVImage } = await library;
+  const volume = await NVImage.loadFromUrl({ url: content, name: file, colormap: "gray" });
+  if (kind === "image") return { name, kind, volume };
+  const values = kind === "label" ? classesOf(volume) : volume.img2RAS();
+  const [, ...sides] = volume.dimsRAS;
+  const voxel = middle(values, sides, kind === "errors" ? 50 : 1);
+  return { name, kind, values, worst: voxel && volume.vox2mm(voxel, volume.matRAS) };
 }
 
-// Contours and colours are those of whole numbers; labels also come as float or in long ones.
-function asLabels(volume) {
-  if (!SMALL_WHOLE_NUMBERS.has(volume.hdr.datatypeCode)) {
-    const slope = volume.hdr.scl_slope || 1;
-    volume.img = Int16Array.from(volume.img, (value) => Math.round(value * slope + volume.hdr.scl_inter));
-    volume.hdr.datatypeCode = INT16;
-    volume.hdr.numBitsPerVoxel = 16;
-    volume.hdr.scl_slope = 1;
-    volume.hdr.scl_inter = 0;
-  }
-  volume.hdr.intent_code = LABELS;
+// Numbers of the classes from 1 on, whatever type of numbers the file has.
+function classesOf(volume) {
+  const numbers = new Map(overview.classes.flatMap(({ values }, at) => values.map((value) => [value, at + 1])));
+  const table = new Uint8Array(Math.max(...numbers.keys()) + 1);
+  for (const [value, number] of numbers) table[value] = number;
+  const [slope, inter] = [volume.hdr.scl_slope || 1, volume.hdr.scl_inter || 0];
+  const values = volume.img2RAS();
+  const classes = new Uint8Array(values.length);
+  for (let at = 0; at < classes.length; at++) classes[at] = table[Math.round(values[at] * slope + inter)] ?? 0;
+  return classes;
 }
 
 async function drawVolumes(mine) {
@@ -273,36 +292,41 @@ async function drawVolumes(mine) {
   const wantedNow = volumesOf(shown);
   const names = [...wantedNow.keys()];
   const settled = await Promise.allSettled([...wantedNow.values()].map(([, volume]) => volume));
+  await (attached ??= start());
   if (mine !== opening) return;
   const failed = names.filter((_, index) => settled[index].status === "rejected");
-  const volumes = settled.filter((one) => one.status === "fulfilled").map((one) => one.value);
+  drawn = settled.filter((one) => one.status === "fulfilled").map((one) => one.value);
   for (const name of failed) ready.delete(wantedNow.get(name)[0]);
   const kept = new Set([...wantedNow.values()].map(([address]) => address));
   ready = new Map([...ready].filter(([address]) => kept.has(address)));
   const place = shown.volumes.some((one) => one.name === "image") ? overview.modalities.indexOf(modality) : 0;
-  if (volumes[0] && volumes[0].nFrame4D > 1) volumes[0].frame4D = Math.max(0, Math.min(place, volumes[0].nFrame4D - 1));
-  viewer.volumes = volumes;
-  viewer.back = volumes[0] ?? null;
-  viewer.overlays = volumes.slice(1);
-  if (volumes.length > 0) {
-    setLooks();
+  const image = partOf("image")?.volume;
+  const why = settled.filter((one) => one.status === "rejected").map((one) => one.reason.message);
+  for (const one of drawn.filter(({ values }) => image && values && values.length !== image.nVox3D)) {
+    failed.push(one.name);
+    why.push("its grid is not the image's");
+    one.values = null;
+  }
+  if (image) {
+    if (image.nFrame4D > 1) image.frame4D = Math.max(0, Math.min(place, image.nFrame4D - 1));
+    viewer.volumes = [image];
+    viewer.back = image;
+    viewer.overlays = [image]; // there is something over it: not a volume of the viewer's, but the colours
+    if (placed !== shown.number) goToWorst();
+    placed = shown.number;
+    colour();
     viewer.updateGLVolume();
-    goToWorst();
-    viewer.drawScene();
     $("viewer").style.visibility = "visible";
   }
   $("loading").hidden = failed.length === 0;
   if (failed.length > 0) {
-    const why = settled.find((one) => one.status === "rejected").reason.message;
-    $("loading").textContent = `not shown: ${failed.join(", ")} (${why})`;
+    $("loading").textContent = `not shown: ${failed.join(", ")} (${why[0]})`;
   }
   allowDecisions(true);
   document.body.dataset.ready = String(shown.number); // for whoever waits for it
 }
 
-async function prepareNext() {
-  const number = neighbour(1);
-  if (number === undefined) return;
+async function prepare(number) {
   try {
     for (const [, volume] of volumesOf(await ask(`/api/cases/${number}`)).values()) await volume;
   } catch {
@@ -310,17 +334,19 @@ async function prepareNext() {
   }
 }
 
-const volumeOf = (name) => viewer.volumes.find((one) => one.name.startsWith(`${name}.nii`));
-const labelOpacity = () => Number($("label-opacity").value);
+const partOf = (kind) => drawn.find((one) => one.kind === kind);
 
-// The label as an area, or as contours alone, which hide nothing of the image.
-function setLooks() {
-  const label = volumeOf("label");
-  const isContour = $("outline").checked;
-  viewer.opts.atlasOutline = isContour ? labelOpacity() : 0;
-  if (label) label.opacity = isContour ? 0.001 : labelOpacity();
-  const errors = volumeOf("errors");
-  if (errors) errors.opacity = Number($("errors-opacity").value);
+// The label as an area, or as contours alone, which hide nothing of the image; the errors over it.
+function colour() {
+  const nothing = new Uint8Array(viewer.back.nVox3D);
+  overlay(viewer, partOf("label")?.values ?? nothing, partOf("errors")?.values ?? nothing, {
+    colors: overview.classes.map((one) => one.color),
+    opacity: Number($("label-opacity").value),
+    isContour: $("outline").checked,
+    errorColor: ERRORS,
+    errorOpacity: Number($("errors-opacity").value),
+    from: SHOWN_FROM,
+  });
 }
 
 let isLooking = false;
@@ -330,24 +356,39 @@ function look() {
   isLooking = true;
   requestAnimationFrame(() => {
     isLooking = false;
-    setLooks();
-    viewer.updateGLVolume();
+    if (!viewer?.back) return;
+    colour();
+    viewer.drawScene();
   });
 }
 
 // The cross goes to the middle of what is marked as wrong in the plane that has most of it; else to the label's.
 function goToWorst() {
-  const errors = volumeOf("errors");
-  const label = volumeOf("label");
-  const place = (errors && middle(errors, 50)) ?? (label && middle(label, 1));
-  if (!place) return;
-  const [volume, voxel] = place;
-  viewer.scene.crosshairPos = viewer.mm2frac(volume.vox2mm(voxel, volume.matRAS), 0, true);
+  if (viewer.scene.pan2Dxyzmm[3] !== 1) viewer.setCrosshairWidth(CROSS_WIDTH);
+  viewer.scene.pan2Dxyzmm = [...WHOLE];
+  const worst = partOf("errors")?.worst ?? partOf("label")?.worst;
+  if (worst) viewer.scene.crosshairPos = viewer.mm2frac(worst, 0, true);
 }
 
-function middle(volume, least) {
-  const [nx, ny, nz] = volume.dimsRAS.slice(1, 4);
-  const values = volume.img2RAS();
+// The cross stays where it is on the screen.
+function enlarge(factor) {
+  if (!viewer?.back) return;
+  const [x, y, z, before] = viewer.scene.pan2Dxyzmm;
+  const after = Math.min(MOST_ENLARGED, Math.max(1, before * factor));
+  const cross = viewer.frac2mm(viewer.scene.crosshairPos);
+  const moved = [x, y, z].map((one, axis) => one + (before - after) * cross[axis]);
+  viewer.setCrosshairWidth(CROSS_WIDTH / after);
+  viewer.setPan2Dxyzmm(after === 1 ? [...WHOLE] : [...moved, after]);
+}
+
+function onWheel(event) {
+  if (!event.ctrlKey) return; // two fingers on a touchpad come as Ctrl, too
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  enlarge(Math.exp(-Math.sign(event.deltaY) * 0.15));
+}
+
+function middle(values, [nx, ny, nz], least) {
   const counts = new Uint32Array(nz);
   for (let z = 0, at = 0; z < nz; z++) {
     for (let index = 0; index < nx * ny; index++, at++) if (values[at] >= least) counts[z]++;
@@ -364,7 +405,7 @@ function middle(volume, least) {
       }
     }
   }
-  return [volume, [Math.round(sumX / counts[z]), Math.round(sumY / counts[z]), z]];
+  return [Math.round(sumX / counts[z]), Math.round(sumY / counts[z]), z];
 }
 
 function toggle(id, usual) {
@@ -375,7 +416,7 @@ function toggle(id, usual) {
 }
 
 function resetWindow() {
-  const image = viewer.volumes[0];
+  const image = viewer?.volumes[0];
   if (!image) return;
   [image.cal_min, image.cal_max] = [image.robust_min, image.robust_max];
   viewer.updateGLVolume();
@@ -434,8 +475,23 @@ const KEYS = {
   e: () => toggle("errors-opacity", 0.6),
   o: () => $("outline").click(),
   w: resetWindow,
+  c: () => nextErrorMap(),
+  "+": () => enlarge(1.25),
+  "-": () => enlarge(0.8),
+  0: () => enlarge(0),
   escape: () => document.activeElement?.blur(),
 };
+
+function show() {
+  if (shown && shown.number === current) drawVolumes(++opening).catch((error) => say(error.message, true));
+}
+
+function nextErrorMap() {
+  const choices = $("error-map");
+  if (choices.options.length < 2) return;
+  choices.selectedIndex = (choices.selectedIndex + 1) % choices.options.length;
+  choices.dispatchEvent(new Event("change"));
+}
 
 // Before NiiVue, which has keys of its own.
 function onKey(event) {
@@ -453,6 +509,7 @@ function onKey(event) {
 
 function listen() {
   window.addEventListener("keydown", onKey, { capture: true });
+  $("viewer").addEventListener("wheel", onWheel, { capture: true });
   $("viewer").focus = () => {}; // so that scrolling leaves the focus where somebody types
   $("cases").addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -476,11 +533,13 @@ function listen() {
   $("modality").addEventListener("change", (event) => {
     modality = event.target.value;
     event.target.blur();
-    if (shown && shown.number === current) drawVolumes(++opening).catch((error) => say(error.message, true));
+    show();
   });
-  viewer.onLocationChange = (place) => {
-    $("place").textContent = place.string;
-  };
+  $("error-map").addEventListener("change", (event) => {
+    errorMap = event.target.value;
+    event.target.blur();
+    show();
+  });
 }
 
 function drawHead() {
@@ -518,9 +577,6 @@ async function begin() {
   drawFilters();
   drawList();
   listen();
-  const [red, green, blue] = rgb(ERRORS);
-  viewer.addColormap("errors", { R: [red, red], G: [green, green], B: [blue, blue], A: [0, 255], I: [0, 255] });
-  await viewer.attachToCanvas($("viewer"));
   if (overview.cases.length > 0) await open(0);
   else say("this site has no candidates");
 }
