@@ -169,7 +169,9 @@ def test_scoring_writes_the_sheet_and_does_not_need_it(
         sites[name].write_text(sites[name].read_text().replace("sheet = false", "sheet = true"))
     results = {name: load_site(sites[name]).results for name in sites}
     (results["b"] / "review.html").mkdir(parents=True)  # it cannot be written
-    run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=("train.qc", "score"))
+    out = tmp_path / "run"
+    run(LocalGrid(sites), make_federation(sites), out, only=("train.qc", "score"))
+    assert statistics(out)["failed"]["score"] == {}
     page = (results["a"] / "review.html").read_text()
     assert "1. bad-7" in page
     assert page.count("data:image/png") == 3
