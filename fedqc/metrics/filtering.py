@@ -1,5 +1,6 @@
 """How well dropping annotations finds the broken ones."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,19 @@ def auroc(scores: ArrayLike, positives: ArrayLike) -> float | None:
     from sklearn.metrics import roc_auc_score  # noqa: PLC0415 - half a second, in processes without an AUROC
 
     return float(roc_auc_score(truth, np.asarray(scores, dtype=np.float64)))
+
+
+def share_interval(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927, J. Am. Stat. Assoc. 22:209).
+
+    Args:
+        hits: how many of the n are counted.
+        n: above 0.
+    """
+    z = 1.959963984540054  # of the normal distribution; scipy.stats has it, and takes a second to import
+    middle, spread = (hits + z**2 / 2) / (n + z**2), z / (n + z**2)
+    reach = spread * math.sqrt(hits * (n - hits) / n + z**2 / 4)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def aurc(confidence: ArrayLike, risk: ArrayLike) -> float | None:

@@ -435,7 +435,7 @@ def _figures_of(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
             yield from _figures_of(value, f"{prefix}{name}.")
 
 
-def _shown(value: float | list[int]) -> str:
+def _shown(value: float | list[int] | list[float]) -> str:
     """A number of the summary, which holds no histogram."""
     return count(value) if isinstance(value, int) else significant(value) if isinstance(value, float) else "-"
 

@@ -12,7 +12,7 @@ from fedqc.degradation.samples import ALL_KINDS, STORED_KINDS, source_of
 from fedqc.protocol import Number, Reply, StatisticsReply, TrainReply
 from fedqc.statistics.datasheet import AXES
 from fedqc.statistics.privacy import HIDDEN
-from fedqc.statistics.site import N_BINS
+from fedqc.statistics.site import N_BINS, PROFILE_BINS
 from fedqc.task import Task
 
 LOSS_NAME = re.compile(r"[a-z][a-z_]{0,31}")
@@ -22,7 +22,13 @@ LABEL_KEYS = frozenset({"made", "chosen"} | {f"sources.{name}" for name in SOURC
 """Counts of the labels that a QC model is trained on."""
 CALIBRATION_KEYS = frozenset({"failures", "others"})
 """Labels of known quality by predicted quality; see `fedqc.curation.calibration`."""
-LISTS = {"quality": N_BINS, **dict.fromkeys(CALIBRATION_KEYS, BINS)}
+PROFILE_MEANS = {"profile.predicted": 1.0, "profile.true": 1.0, "profile.sd": 2.0}
+"""Means and standard deviations of a profile's bins, with the largest that there can be."""
+LISTS = {
+    "quality": N_BINS,
+    **dict.fromkeys(CALIBRATION_KEYS, BINS),
+    **dict.fromkeys(("profile.labels", *PROFILE_MEANS), PROFILE_BINS),
+}
 """Statistics that are tables, with the number of their bins."""
 
 
@@ -40,7 +46,8 @@ def statistic_keys(kind: str, task: Task) -> frozenset[str]:
             return frozenset({"references", "quality_mean", "quality_sd"})
         case "query.calibrate":
             regions = {f"regions_{what}.{name}" for what in ("mae", "r") for name in task.regions}
-            return frozenset({"samples", "r", "mae", "rmse", "auroc", *CALIBRATION_KEYS} | regions)
+            agreement = {"samples", "r", "mae", "rmse", "auroc", "bias", "difference_sd"} | regions
+            return frozenset(agreement | CALIBRATION_KEYS | {"profile.labels", *PROFILE_MEANS})
         case "query.score":
             decisions = {f"decisions.{outcome}" for outcome in Decided}
             decisions |= {f"diagnosis.{kind}" for kind in Kind}
@@ -70,12 +77,14 @@ def not_allowed(reply: Reply, kind: str, task: Task) -> str | None:
 
 
 def _has_form(name: str, value: Number | list[int] | list[float]) -> bool:
-    """Whether tables, and nothing else, are lists of counts: whoever adds up relies on it."""
+    """Whether tables, and nothing else, are lists of counts or means: whoever adds up relies on it."""
     if name not in LISTS:
         return not isinstance(value, list)
+    if not isinstance(value, list) or len(value) != LISTS[name]:
+        return False
+    if name in PROFILE_MEANS:
+        return all(
+            isinstance(mean, float) and (mean == HIDDEN or 0 <= mean <= PROFILE_MEANS[name]) for mean in value
+        )
     lowest = 0 if name in CALIBRATION_KEYS else HIDDEN
-    return (
-        isinstance(value, list)
-        and len(value) == LISTS[name]
-        and all(isinstance(count, int) and count >= lowest for count in value)
-    )
+    return all(isinstance(count, int) and count >= lowest for count in value)

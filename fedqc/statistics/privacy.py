@@ -11,6 +11,9 @@
 - Labels of known quality by predicted quality (`Spread`) are not hidden but moved: bins are taken together
   until `min_count` patients stand behind them. Rules rest on how few failures are predicted to be good, which
   in the end a single patient decides: the best of them therefore count as perfect.
+- A profile (agreement by predicted quality) tells means of the bins that a histogram would tell. The same
+  labels are counted by `Spread`, whose bins end elsewhere: that no difference of the two counts a single
+  patient, a profile's counts are multiples of `min_count`.
 - Floats are rounded to three significant digits.
 - It fails closed: anything that does not say how many patients stand behind it is an error.
 
@@ -25,12 +28,12 @@ from pydantic import BaseModel
 
 from fedqc.curation.rules import Outcome
 from fedqc.errors import ConfigError, ProtocolError
-from fedqc.statistics.site import Figure, Found, Groups, Histogram, Part, Split, Spread, Tally
+from fedqc.statistics.site import Figure, Found, Groups, Histogram, Part, Profile, Split, Spread, Tally
 
 HIDDEN = -1
-"""Stands for a histogram's bin that may not be told."""
+"""Stands for a bin of a histogram or a profile that may not be told."""
 
-Released = dict[str, int | float | list[int]]
+Released = dict[str, int | float | list[int] | list[float]]
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
@@ -39,6 +42,7 @@ def release(summary: BaseModel | Mapping[str, object], min_count: int) -> Releas
     """The numbers of a summary that may leave the site, by dotted key.
 
     A histogram becomes the list of its counts, -1 for a hidden bin; it is left out where every bin is hidden.
+    A profile becomes four lists, in which -1 also stands for a number that is not defined.
     A tally becomes one number a group. Edges are not sent: they are part of the program, not of the data.
 
     Args:
@@ -58,12 +62,16 @@ def release(summary: BaseModel | Mapping[str, object], min_count: int) -> Releas
     return dict(_walk("", summary, min_count))
 
 
-def _walk(key: str, value: object, min_count: int) -> Iterator[tuple[str, int | float | list[int]]]:
+def _walk(
+    key: str, value: object, min_count: int
+) -> Iterator[tuple[str, int | float | list[int] | list[float]]]:
     """The released numbers below `key`."""
-    if isinstance(value, Figure | Found | Histogram | Spread):
+    if isinstance(value, Figure | Found | Spread):
         told = _told(value, min_count)
         if told is not None:
             yield key, told
+    elif isinstance(value, Histogram):
+        yield from _walk_bins(key, value, min_count)
     elif isinstance(value, Tally | Split):
         counts = value.counts if isinstance(value, Tally) else value.not_kept.counts
         for name, count, show in zip(value.names, counts, _shown_names(value, min_count), strict=True):
@@ -80,21 +88,37 @@ def _walk(key: str, value: object, min_count: int) -> Iterator[tuple[str, int | 
         )
 
 
-def _told(value: Figure | Found | Histogram | Spread, min_count: int) -> int | float | list[int] | None:
-    """What may be told of a number or a list of counts; None: nothing."""
+def _told(value: Figure | Found | Spread, min_count: int) -> int | float | list[int] | None:
+    """What may be told of a number, of findings, or of labels of known quality; None: nothing."""
     match value:
         case Figure():
             return _rounded(value.value) if value.patients >= min_count else None
         case Found():
             count = sum(patients >= min_count for patients in value.patients)
             return count if value.total_patients >= min_count else None
-        case Histogram():
-            shown = _shown_bins(value, min_count)
-            counts = [count if show else HIDDEN for count, show in zip(value.counts, shown, strict=True)]
-            return counts if any(shown) else None
         case Spread():
             masses = _moved(value, min_count)
             return masses if any(masses) else None
+
+
+def _walk_bins(
+    key: str, histogram: Histogram, min_count: int
+) -> Iterator[tuple[str, list[int] | list[float]]]:
+    """The list of a histogram, or the lists of a profile, as far as its bins are shown."""
+    shown = _shown_bins(histogram, min_count)
+    if not any(shown):
+        return
+    if not isinstance(histogram, Profile):
+        yield key, [count if show else HIDDEN for count, show in zip(histogram.counts, shown, strict=True)]
+        return
+    counts = [min_count * round(count / min_count) for count in histogram.counts]
+    yield _join(key, "labels"), [count if show else HIDDEN for count, show in zip(counts, shown, strict=True)]
+    for name in ("predicted", "true", "sd"):
+        told = [HIDDEN if one is None else _rounded(one) for one in getattr(histogram, name)]
+        yield (
+            _join(key, name),
+            [float(number) if show else float(HIDDEN) for number, show in zip(told, shown, strict=True)],
+        )
 
 
 def _moved(spread: Spread, min_count: int) -> list[int]:

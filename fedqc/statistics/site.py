@@ -18,11 +18,13 @@ from fedqc.curation.diagnosis import Kind
 from fedqc.curation.guards import EMPTY, SIZE, SIZES, Gathering
 from fedqc.curation.rules import Outcome
 from fedqc.errors import DataError
-from fedqc.metrics.agreement import mae, pearson, rmse
+from fedqc.metrics.agreement import limits_of_agreement, mae, pearson, rmse
 from fedqc.metrics.filtering import auroc
 
 N_BINS = 10
 """Bins of a histogram of qualities, of equal width in [0, 1]."""
+PROFILE_BINS = 5
+"""Bins of a profile, of equal width in [0, 1]."""
 
 
 class Figure(FrozenModel):
@@ -71,6 +73,28 @@ class Histogram(Groups):
     def _has_edges(self) -> Self:
         if len(self.edges) != len(self.counts) + 1:
             msg = f"{len(self.counts)} bins have {len(self.edges)} edges; they need {len(self.counts) + 1}"
+            raise ValueError(msg)
+        return self
+
+
+class Profile(Histogram):
+    """Labels of known quality by predicted quality, with how predicted and true DSC agree in each bin.
+
+    A mean over true DSCs of which most are exactly 1 gives the others away, so its `parts` hold the labels
+    that are not perfect: of few patients with one, a bin is not told.
+    """
+
+    predicted: tuple[FiniteFloat | None, ...]
+    """Mean predicted DSC of each bin; None where it is empty."""
+    true: tuple[FiniteFloat | None, ...]
+    """Mean true DSC; None where it is empty."""
+    sd: tuple[FiniteFloat | None, ...]
+    """Standard deviation (n - 1) of predicted minus true; None below two labels."""
+
+    @model_validator(mode="after")
+    def _has_means(self) -> Self:
+        if {len(self.predicted), len(self.true), len(self.sd)} != {len(self.counts)}:
+            msg = f"{len(self.counts)} bins need as many means and standard deviations"
             raise ValueError(msg)
         return self
 
@@ -185,6 +209,12 @@ class CalibrationSummary(FrozenModel):
     rmse: Figure | None
     auroc: Figure | None
     """Of finding failures."""
+    bias: Figure | None
+    """Mean of predicted minus true DSC."""
+    difference_sd: Figure | None
+    """Its standard deviation (n - 1): 95 % of normal differences lie within 1.96 of them around the bias."""
+    profile: Profile | None
+    """Agreement by predicted quality."""
     failures: Spread
     """Labels whose true DSC is below the bound, by predicted quality."""
     others: Spread
@@ -384,12 +414,16 @@ def summarise_calibration(
     both = len(set(owner[failure].tolist()) & set(owner[~failure].tolist()))
     pairs = {name: np.asarray(pair, np.float64).reshape(-1, 2) for name, pair in (regions or {}).items()}
     _check_lengths(len(owner), **{f"region {name}": len(pair) for name, pair in pairs.items()})
+    limits = limits_of_agreement(quality, truth)
     return CalibrationSummary(
         samples=Figure(value=len(owner), patients=everyone),
         r=_figure(pearson(quality, truth), everyone),
         mae=_figure(mae(quality, truth), everyone),
         rmse=_figure(rmse(quality, truth), everyone),
         auroc=_figure(auroc(-quality, failure), smaller_class),
+        bias=_figure(float((quality - truth).mean()) if len(owner) else None, everyone),
+        difference_sd=_figure(limits.sd if limits else None, everyone),
+        profile=_profile(quality, truth, owner) if len(owner) else None,
         # A failure that is counted as better, and a good label that is counted as worse, can only make
         # decisions more careful.
         failures=_spread(quality[failure], owner[failure], everyone, both, "up"),
@@ -459,6 +493,31 @@ def summarise_curation(
     )
 
 
+def _profile(quality: NDArray[np.float64], truth: NDArray[np.float64], owner: NDArray[np.str_]) -> Profile:
+    """Agreement by predicted quality, of one label or more."""
+    edges = _edges(PROFILE_BINS)
+    place = _places(quality, edges)
+    bins = [place == index for index in range(PROFILE_BINS)]
+    difference = quality - truth
+    return Profile(
+        **_groups(bins, owner).model_dump(),
+        edges=edges,
+        parts=(_groups([inside & (truth < 1) for inside in bins], owner),),
+        predicted=tuple(float(quality[inside].mean()) if inside.any() else None for inside in bins),
+        true=tuple(float(truth[inside].mean()) if inside.any() else None for inside in bins),
+        sd=tuple(float(difference[inside].std(ddof=1)) if inside.sum() > 1 else None for inside in bins),
+    )
+
+
+def _groups(members: Sequence[NDArray[np.bool_]], owner: NDArray[np.str_]) -> Groups:
+    """Disjoint groups of cases, each with the mask `[n]` of those in it."""
+    return Groups(
+        counts=tuple(int(inside.sum()) for inside in members),
+        patients=tuple(_distinct(owner[inside]) for inside in members),
+        total_patients=_distinct(owner[np.logical_or.reduce(members)]),
+    )
+
+
 def _spread(
     quality: NDArray[np.float64],
     owner: NDArray[np.str_],
@@ -500,18 +559,27 @@ def quality_histogram(quality: ArrayLike, patients: Sequence[str]) -> Histogram:
     """
     scores, owner = np.asarray(quality, dtype=np.float64), _strings(patients)
     _check_lengths(len(owner), quality=len(scores))
-    outside = scores[~((scores >= 0) & (scores <= 1))]
+    edges = _edges(N_BINS)
+    place = _places(scores, edges)
+    groups = _groups([place == index for index in range(N_BINS)], owner)
+    return Histogram(**groups.model_dump(), edges=edges)
+
+
+def _edges(n_bins: int) -> tuple[float, ...]:
+    """As people write them: np.histogram has 0.30000000000000004 and puts 0.3 into the bin below."""
+    return tuple(index / n_bins for index in range(n_bins + 1))
+
+
+def _places(quality: NDArray[np.float64], edges: Sequence[float]) -> NDArray[np.intp]:
+    """`[n]`, the bin of each quality.
+
+    Raises:
+        DataError: a quality is outside [0, 1].
+    """
+    outside = quality[~((quality >= 0) & (quality <= 1))]
     if outside.size:
         raise DataError(f"quality {outside[0]} is outside [0, 1]; a QC method must give a number in [0, 1]")
-    # Edges as people write them: np.histogram has 0.30000000000000004 and puts 0.3 into the bin below.
-    edges = [index / N_BINS for index in range(N_BINS + 1)]
-    place = np.searchsorted(edges[1:-1], scores, side="right")
-    return Histogram(
-        edges=tuple(edges),
-        counts=tuple(int((place == index).sum()) for index in range(N_BINS)),
-        patients=tuple(_distinct(owner[place == index]) for index in range(N_BINS)),
-        total_patients=_distinct(owner),
-    )
+    return np.searchsorted(edges[1:-1], quality, side="right")
 
 
 def _by_outcome(

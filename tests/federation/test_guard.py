@@ -31,6 +31,7 @@ from fedqc.protocol import (
     Provenance,
     Request,
     ScoreRequest,
+    StatisticsReply,
     SummariseRequest,
     TrainReply,
     TrainRequest,
@@ -339,6 +340,30 @@ def test_what_a_coordinator_takes_of_a_round(
 ) -> None:
     reply = TrainReply(weights={}, samples=1, losses=losses, labels=labels)
     assert (not_allowed(reply, "train.qc", load_task("phantom")) is None) == is_allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_allowed"),
+    [
+        ("bias", -0.1, True),
+        ("bias", [-0.1], False),
+        ("profile.labels", [3, -1, -1, 0, 12], True),
+        ("profile.labels", [3, -1, -1, 12], False),
+        ("profile.labels", [3.0, -1.0, -1.0, 0.0, 12.0], False),
+        ("profile.labels", 12, False),
+        ("profile.true", [0.5, -1.0, -1.0, 0.0, 1.0], True),
+        ("profile.true", [0.5, -1.0, -1.0, 0.0, 1.1], False),
+        ("profile.true", [0.5, -0.5, -1.0, 0.0, 1.0], False),
+        ("profile.predicted", [0.5, -1.0, -1.0, 0.0], False),
+        ("profile.predicted", [1, -1, -1, 0, 1], False),
+        ("profile.sd", [1.41, -1.0, -1.0, 0.0, 0.1], True),
+        ("profile.sd", [2.01, -1.0, -1.0, 0.0, 0.1], False),
+        ("profile.median", 0.5, False),
+    ],
+)
+def test_what_a_coordinator_takes_of_a_calibration(name: str, value: Any, is_allowed: bool) -> None:
+    reply = StatisticsReply(values={name: value})
+    assert (not_allowed(reply, "query.calibrate", load_task("phantom")) is None) == is_allowed
 
 
 def test_statistic_keys_are_those_of_the_phase() -> None:

@@ -235,6 +235,12 @@ ALLOWED: dict[str, dict[str, Any]] = {
             "mae": float,
             "rmse": float,
             "auroc": float,
+            "bias": float,
+            "difference_sd": float,
+            "profile.labels": [int],
+            "profile.predicted": [float],
+            "profile.true": [float],
+            "profile.sd": [float],
             "failures": [int],
             "others": [int],
             "regions_mae.ball": float,
@@ -306,7 +312,8 @@ def assert_allowed(message: Message) -> None:
                 assert value.numpy().shape == tuple(value.shape)
             elif isinstance(value, list):
                 assert {type(item) for item in value} == set(allowed[key])
-                assert len(value) == (10 if key == "quality" else 100)
+                bins = 5 if key.startswith("profile.") else 10 if key == "quality" else 100
+                assert len(value) == bins
             else:
                 assert type(value) is allowed[key]
 

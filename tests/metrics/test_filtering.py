@@ -3,10 +3,11 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score, precision_score, recall_score, roc_auc_score
 
 from fedqc.errors import DataError
-from fedqc.metrics.filtering import aurc, auroc, excess_aurc, filtering
+from fedqc.metrics.filtering import aurc, auroc, excess_aurc, filtering, share_interval
 
 
 def test_by_hand() -> None:
@@ -91,3 +92,9 @@ def test_who_cannot_tell_cases_apart_is_not_rewarded_for_it() -> None:
     least = excess_aurc([1.0] * 4, risk)
     assert least is not None
     assert least > 0
+
+
+@pytest.mark.parametrize(("hits", "n"), [(0, 1), (0, 20), (3, 20), (20, 20), (150, 200)])
+def test_interval_of_a_share_agrees_with_scipy(hits: int, n: int) -> None:
+    expected = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    assert share_interval(hits, n) == pytest.approx((expected.low, expected.high), abs=1e-12)

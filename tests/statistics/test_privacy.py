@@ -249,7 +249,7 @@ def test_min_count_below_one_is_refused(min_count: int) -> None:
 
 def test_what_leaves_of_each_phase() -> None:
     patients = [f"p{i}" for i in range(12)]
-    quality = [0.15] * 4 + [0.85] * 8
+    quality = [0.125] * 4 + [0.875] * 8
     data = summarise_data(
         patients, [True] * 4 + [False] * 8, {"tumour": [2.0] * 12}, {"unreadable": ["q"] * 9}
     )
@@ -260,14 +260,20 @@ def test_what_leaves_of_each_phase() -> None:
         "volume_ml.tumour.mean": 2.0,
         "volume_ml.tumour.sd": 0.0,
     }
-    calibration = summarise_calibration(quality, [value + 0.05 for value in quality], patients, 0.75)
+    calibration = summarise_calibration(quality, [value + 0.0625 for value in quality], patients, 0.75)
     counts: dict[str, Any] = {name: release(calibration, 3)[name] for name in ("failures", "others")}
     assert release(calibration, 3) == counts | {
         "samples": 12,
         "r": 1.0,
-        "mae": 0.05,
-        "rmse": 0.05,
+        "mae": 0.0625,
+        "rmse": 0.0625,
         "auroc": 1.0,
+        "bias": -0.0625,
+        "difference_sd": 0.0,
+        "profile.labels": [3, -1, -1, -1, 9],
+        "profile.predicted": [0.125, -1.0, -1.0, -1.0, 0.875],
+        "profile.true": [0.188, -1.0, -1.0, -1.0, 0.938],
+        "profile.sd": [0.0, -1.0, -1.0, -1.0, 0.0],
     }
     # nobody may know that the best failure is none of the good
     assert {name: (sum(told), told.index(sum(told))) for name, told in counts.items()} == {
@@ -282,9 +288,9 @@ def test_what_leaves_of_each_phase() -> None:
         "decisions.drop": 4,
         "gatherings": 0,
         "quality": [-1, 4, -1, -1, -1, -1, -1, -1, 8, -1],
-        "quality_mean": 0.617,
-        "quality_sd": 0.345,
-        "regions_mean.tumour": 0.617,
+        "quality_mean": 0.625,
+        "quality_sd": 0.369,
+        "regions_mean.tumour": 0.625,
     }
     assert release(curation, 13) == {}
 
@@ -379,6 +385,51 @@ def test_no_count_of_labels_rests_on_fewer_patients(
         groups = zip(places, [*places[1:], 8], strict=True)
         owners = [set().union(*whole.owners[low:high]) for low, high in groups]
     assert all(len(behind) >= min_count for behind in owners)
+
+
+# Labels of known quality as (patient, predicted, true); many are perfect, as untouched ones are.
+judged = st.lists(
+    st.tuples(
+        st.integers(0, 30),
+        st.floats(0, 1),
+        st.one_of(st.just(1.0), st.floats(0, 1)),
+    ),
+    min_size=1,
+    max_size=80,
+)
+
+
+@settings(steady, max_examples=300)
+@example([(patient, 0.9, 1.0) for patient in range(12)] + [(12, 0.9, 0.5)], 4)
+@example([(patient, 0.9, 0.8) for patient in range(12)] + [(12, 0.1, 0.1), (13, 0.3, 0.1)], 4)
+@given(judged, st.integers(2, 6))
+def test_a_profile_gives_no_mean_of_few_away(labels: list[tuple[int, float, float]], min_count: int) -> None:
+    """Neither a bin's own, nor what is left of the mean over all labels, nor that of the imperfect ones."""
+    owners, predicted, true = zip(*labels, strict=True)
+    summary = summarise_calibration(predicted, true, [str(one) for one in owners], 0.75)
+    told: Any = release(summary, min_count)
+    in_bin = [sum(value >= edge for edge in (0.2, 0.4, 0.6, 0.8)) for value in predicted]
+    if "profile.labels" not in told:
+        assert not any(key.startswith("profile") for key in told)
+        return
+    hidden = {index for index, count in enumerate(told["profile.labels"]) if count == -1}
+    for index in range(5):
+        here = [number for number, place in enumerate(in_bin) if place == index]
+        means = [told[f"profile.{name}"][index] for name in ("predicted", "true", "sd")]
+        if index in hidden:
+            assert means == [-1, -1, -1]
+            continue
+        assert len({owners[number] for number in here}) >= min_count
+        imperfect = {owners[number] for number in here if true[number] < 1}
+        assert not imperfect or len(imperfect) >= min_count
+        assert means[1] == pytest.approx(sum(true[number] for number in here) / len(here), rel=0.01)
+        count = told["profile.labels"][index]
+        assert count >= min_count
+        assert count % min_count == 0
+        assert abs(count - len(here)) <= min_count / 2
+    # `bias` is told over all labels, and so the mean over those in the hidden bins follows.
+    left = {owners[number] for number, place in enumerate(in_bin) if place in hidden}
+    assert not left or len(left) >= min_count
 
 
 # How many candidates, of as many patients, have which quality; below bin 7 they are dropped.

@@ -88,6 +88,8 @@ def test_calibration_agrees_with_scipy_and_scikit_learn() -> None:
         "mae": np.abs(predicted - true).mean(),
         "rmse": np.sqrt(((predicted - true) ** 2).mean()),
         "auroc": roc_auc_score(true < 0.75, 1 - predicted),
+        "bias": np.mean(predicted - true),
+        "difference_sd": stats.tstd(predicted - true),
     }
     for name, value in expected.items():
         found = getattr(summary, name)
@@ -128,6 +130,24 @@ def test_calibration_that_is_not_defined() -> None:
     assert alone.mae == figure(0.25, 1)
     nobody = summarise_calibration([], [], [], tau=0.75)
     assert (nobody.samples, nobody.mae, nobody.rmse) == (figure(0, 0), None, None)
+    assert (nobody.bias, nobody.difference_sd, nobody.profile) == (None, None, None)
+    assert (alone.bias, alone.difference_sd) == (figure(0.25, 1), None)
+
+
+def test_profile_by_hand() -> None:
+    summary = summarise_calibration(
+        [0.0, 0.1, 0.2, 0.85, 0.95, 1.0], [0.1, 0.1, 0.5, 1.0, 0.9, 1.0], ["p", "p", "q", "p", "q", "r"], 0.75
+    )
+    profile = summary.profile
+    assert profile is not None
+    assert profile.edges == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    assert (profile.counts, profile.patients, profile.total_patients) == ((2, 1, 0, 0, 3), (1, 1, 0, 0, 3), 3)
+    assert profile.predicted == pytest.approx((0.05, 0.2, None, None, 2.8 / 3))
+    assert profile.true == pytest.approx((0.1, 0.5, None, None, 2.9 / 3))
+    # differences -0.1, 0 in the first bin; -0.15, 0.05, 0 in the last
+    assert profile.sd == pytest.approx((0.1 / np.sqrt(2), None, None, None, np.std([-0.15, 0.05, 0], ddof=1)))
+    (imperfect,) = profile.parts
+    assert (imperfect.counts, imperfect.patients) == ((2, 1, 0, 0, 1), (1, 1, 0, 0, 1))
 
 
 def test_curation_by_hand() -> None:
