@@ -1,16 +1,43 @@
 """What a coordinator learned in a run, as a report. It holds statistics of sites and nothing of a case."""
 
-import json
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedqc.reports import figures
-from fedqc.reports.page import Figure, Headline, KeyNumber, Note, Part, Section, Table, Tone, write_report
+from fedqc.reports.overall import overall_section
+from fedqc.reports.page import (
+    NUMBERS,
+    Figure,
+    Headline,
+    KeyNumber,
+    Note,
+    Numbers,
+    Part,
+    Section,
+    Table,
+    Tone,
+    Value,
+    write_report,
+)
+from fedqc.reports.parts import by_site, dots_figure
+from fedqc.reports.record import (
+    FAULTS,
+    OUTCOMES,
+    RunRecord,
+    around,
+    dash,
+    decisions,
+    ending_sentence,
+    first,
+    more,
+    not_reached,
+    read_run,
+)
+from fedqc.reports.sites import kept_figure, kept_share, left_out_figure, self_test_figure
 from fedqc.reports.words import (
     UNKNOWN,
     count,
@@ -21,110 +48,37 @@ from fedqc.reports.words import (
     moment,
     number,
     percent,
+    percent_with_interval,
     plural,
     reason_in_words,
     rounds_in_words,
     rule_in_words,
     significant,
     stage_in_words,
+    with_interval,
 )
+from fedqc.statistics.pooled import pooled_dice
 
-OUTCOMES = ("keep", "review", "drop")
 UNTRAINED_R = 0.3
 """Where predicted and true quality correlate less than this, the model has learned nothing to speak of."""
 UNTRAINED_DROPPED = 0.95
 """A model that keeps less than the rest of all annotations is more likely wrong than right."""
 MOST_FAULTS = 200
-
-_FAULTS = {
-    "site-left-out": "left out of the run",
-    "site-failed": "gave no usable answer",
-    "site-out": "out of this phase after three rounds in a row without it",
-    "site-suspected": "its references look wrong",
-    "site-excused": "takes no part in this phase, no fault of its own",
-}
+FEW_PANELS = 7
+"""Sites that small multiples show beside all of them together, where there are too many for all."""
+NUMBERS_FOLDER = "report"
+"""Beside the report: what each of its figures and tables shows, as numbers."""
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run's folder holds; whatever is missing is empty."""
-
-    run: dict[str, Any]
-    statistics: dict[str, Any]
-    faults: tuple[dict[str, Any], ...] = ()
-    """The events that cost a site something, in their order."""
-    last_phase: str | None = None
-    """The phase that started last."""
-    last_round: tuple[int, int] | None = None
-    """The round that started last in it, and how many were planned."""
-    check_skipped: str | None = None
-    """Why the references were not cross-checked."""
-    resumed: int = 0
-    """How often the run was taken up again."""
-    sites: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What each site told, by phase; those that joined first, then any other."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The configuration of the run."""
-        config: dict[str, Any] = self.run.get("config", {})
-        return config
-
-    @property
-    def joined(self) -> list[str]:
-        """The sites that took part."""
-        return list(self.run.get("sites", {}).get("joined", ()))
-
-    @property
-    def left_out(self) -> dict[str, str]:
-        """The sites that did not, with the reason."""
-        return dict(self.run.get("sites", {}).get("left_out", {}))
-
-    @property
-    def min_count(self) -> int | None:
-        """Fewest patients behind a number that a site tells."""
-        found: int | None = self.config.get("privacy", {}).get("min_count")
-        return found
-
-    @property
-    def threshold(self) -> float | None:
-        """The lowest predicted DSC that is not dropped."""
-        found: float | None = self.config.get("curation", {}).get("threshold")
-        return found
-
-    def told(self, phase: str) -> dict[str, dict[str, Any]]:
-        """What each site told in a phase, for those that told anything."""
-        return {site: phases[phase] for site, phases in self.sites.items() if phases.get(phase)}
-
-
-def read_run(folder: Path) -> RunRecord:
-    """Read what a run has written so far; a run may have ended anywhere."""
-    run, statistics = _json(folder / "run.json"), _json(folder / "statistics.json")
-    faults, last_phase, last_round, check_skipped, resumed = [], None, None, None, 0
-    for event in _events(folder / "events.jsonl"):
-        name = event.get("event")
-        if name in _FAULTS:
-            faults.append(event)
-        elif name == "phase-started":
-            last_phase, last_round = event.get("phase"), None
-        elif name == "round-started":
-            last_round = (event.get("round", 0), event.get("rounds", 0))
-        elif name == "phase-skipped" and event.get("phase") == "cross-check":
-            check_skipped = event.get("reason")
-        elif name == "run-resumed":
-            resumed += 1
-    told = statistics.get("sites", {})
-    names = [*run.get("sites", {}).get("joined", ()), *told]
-    sites = {name: told.get(name, {}) for name in dict.fromkeys(names)}
-    return RunRecord(run, statistics, tuple(faults), last_phase, last_round, check_skipped, resumed, sites)
-
-
-def build_coordinator_report(run_folder: Path, path: Path | None = None) -> Path:
+def build_coordinator_report(
+    run_folder: Path, path: Path | None = None, *, numbers: str | None = NUMBERS_FOLDER
+) -> Path:
     """Write the report of a run, finished or not, from what is in its folder.
 
     Args:
         run_folder: of the run.
         path: of the report; None: `report.html` in the folder.
+        numbers: name of the folder beside it for the numbers of figures and tables; None: they are left out.
 
     Returns:
         The report.
@@ -135,19 +89,20 @@ def build_coordinator_report(run_folder: Path, path: Path | None = None) -> Path
     write_report(
         path,
         title,
-        coordinator_sections(run_folder),
+        coordinator_sections(record),
         headline=coordinator_headline(record),
         facts=facts(record),
+        numbers=numbers,
     )
     return path
 
 
-def coordinator_sections(run_folder: Path) -> list[Section]:
+def coordinator_sections(record: RunRecord) -> list[Section]:
     """Every section that a coordinator can fill; a part that the run did not come to says so."""
-    record = read_run(run_folder)
     return [
         consortium_section(record),
         quality_section(record),
+        overall_section(record),
         references_section(record),
         calibration_section(record),
         segmentation_section(record),
@@ -180,9 +135,7 @@ def coordinator_headline(record: RunRecord) -> Headline:
     decided = total_decisions(record)
     kept, dropped = decided["keep"], decided["drop"] + decided["review"]
     notes = ending_notes(record) + untrained_notes(record) + suspected_notes(record)
-    dice = [
-        told["dice_mean"] for told in record.told("evaluate.segmentation").values() if "dice_mean" in told
-    ]
+    evaluated = record.told("evaluate.segmentation").values()
     numbers = [KeyNumber(f"{len(record.joined)} of {_expected(record)}", "sites took part")]
     if kept + dropped:
         note = "numbers that sites may not tell are not in it" if decided["hidden"] else ""
@@ -192,9 +145,10 @@ def coordinator_headline(record: RunRecord) -> Headline:
         numbers.append(
             KeyNumber(number(losses[-1]), f"QC training loss after {plural(len(losses), 'round')}")
         )
-    if dice:
+    if together := pooled_dice(evaluated):
+        dice = [told["dice_mean"] for told in evaluated if "dice_mean" in told]
         worst_best = f"sites from {number(min(dice))} to {number(max(dice))}"
-        numbers.append(KeyNumber(number(sum(dice) / len(dice)), "mean Dice of the segmentation", worst_best))
+        numbers.append(KeyNumber(number(together.mean), "mean Dice of the segmentation", worst_best))
     return Headline(_coordinator_verdict(record), _tone(record, notes), tuple(numbers), tuple(notes))
 
 
@@ -220,27 +174,6 @@ def _tone(record: RunRecord, notes: Sequence[Note]) -> Tone:
         return "bad"
     faults = any(event["event"] != "site-excused" for event in record.faults)
     return "caution" if faults or notes else "good"
-
-
-def ending_sentence(record: RunRecord) -> str:
-    """How a run ended that did not end well; empty where it completed."""
-    outcome, reason = record.run.get("outcome"), record.run.get("reason")
-    where = ""
-    if record.last_phase:
-        where = f" in phase {record.last_phase}"
-        if record.last_round:
-            where += f", round {record.last_round[0]} of {record.last_round[1]}"
-    if outcome == "completed":
-        return ""
-    if outcome == "failed":
-        return f"The run failed{where}."
-    if outcome == "interrupted":
-        return f"The run was interrupted{where}."
-    if outcome is None:
-        return "There is no run.json: the run never started, or this is not a run's folder."
-    return (
-        f"The run has not ended: it is still at work{where}, or was killed there ({reason or 'no reason'})."
-    )
 
 
 def ending_notes(record: RunRecord) -> list[Note]:
@@ -317,28 +250,27 @@ def consortium_section(record: RunRecord) -> Section:
         f"{_left_out_in_words(record.left_out)}. Numbers about a site are those it told itself"
         f"{_min_count_in_words(record)}."
     )
-    rows = []
-    for site in _first(record.sites):
+    rows, exact = [], list[tuple[Value, ...]]()
+    for site in record.sites:
         data, scored = record.sites[site].get("summarise", {}), record.sites[site].get("score", {})
+        known = [*(data.get(key) for key in ("cases", "patients", "references")), scored.get("candidates")]
         codes = {key.partition(".")[2]: data[key] for key in data if key.startswith("left_out.")}
         left_out = ", ".join(f"{number_of} {code.replace('-', ' ')}" for code, number_of in codes.items())
-        rows.append(
-            (
-                site,
-                *(count(data.get(key)) for key in ("cases", "patients", "references")),
-                count(scored.get("candidates")),
-                left_out or ("none told" if data else UNKNOWN),
-            )
-        )
+        rows.append((site, *map(count, known), left_out or ("none told" if data else UNKNOWN)))
+        exact.append((site, *known, left_out))
     rows += [(site, *[UNKNOWN] * 4, reason_in_words(why)) for site, why in record.left_out.items()]
+    exact += [(site, *[None] * 4, reason_in_words(why)) for site, why in record.left_out.items()]
     parts: list[Part] = []
     if rows:
         columns = ("site", "cases", "patients", "references", "candidates", "cases or site left out")
         caption = (
             "References are cases whose label the site vouches for; candidates are those that it had judged. "
-            f"{_dash(record)}{_more(record.sites)}"
+            f"{dash(record)}"
         )
-        parts.append(Table("The sites", columns, tuple(rows), caption, last_is_text=True))
+        numbers = Numbers(columns, tuple(exact))
+        parts.append(Table("The sites", columns, tuple(rows), caption, last_is_text=True, exact=numbers))
+    if left_out_cases := left_out_figure(record):
+        parts.append(left_out_cases)
     if volumes := _volumes(record):
         parts.append(volumes)
     if settings := _settings(record):
@@ -354,20 +286,21 @@ def _volumes(record: RunRecord) -> Figure | None:
     )
     if not classes:
         return None
-    sites, panels = _first(data), []
+    sites, panels = first(data), []
     for name in list(classes)[:4]:
         dots = []
         for site in sites:
             mean, sd = (data[site].get(f"volume_ml.{name}.{what}") for what in ("mean", "sd"))
-            low, high = _around(mean, sd)
+            low, high = around(mean, sd)
             dots.append(figures.Dot(site, mean, low, high))
         panels.append((f"{name} (ml)", dots, (0.0, 0.0)))
-    return Figure(
+    return dots_figure(
         "How large the labelled structures are",
         "Mean volume of each class over the cases of a site, as labelled; lines are one standard deviation "
         "to each side. Look for a site that stands apart: it may have other patients, another protocol or "
-        "other labelling rules, and the model may do worse there. Sites that agree are the easy case.",
-        figures.dot_panels(panels),
+        "other labelling rules, and the model may do worse there. Sites that agree are the easy case."
+        f"{more(data)}",
+        panels,
     )
 
 
@@ -376,7 +309,7 @@ def _settings(record: RunRecord) -> tuple[tuple[str, str], ...]:
     config, run = record.config, record.run
     qc, curation = config.get("qc", {}), config.get("curation", {})
     segmentation = config.get("segmentation") or {}
-    kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in qc.get("samples", {}).items())
+    kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in qc.get("samples", {}).items() if share)
     known: list[tuple[str, str | None]] = [
         ("task", config.get("task")),
         ("QC method", qc.get("method") and qc["method"] + _network(qc)),
@@ -465,14 +398,20 @@ def quality_section(record: RunRecord) -> Section:
     )
     scored = record.told("score")
     if not scored:
-        return Section("quality", "Annotation quality", intro, (_not_reached(record, "score"),))
-    sites = _first(scored)
+        return Section("quality", "Annotation quality", intro, (not_reached(record, "score"),))
+    sites = first(scored)
     parts: list[Part] = []
     histograms = {site: scored[site]["quality"] for site in sites if "quality" in scored[site]}
     curation = record.config.get("curation", {})
     if histograms:
         by_threshold = curation.get("rule") in {"threshold", "weights"}
         threshold, review = record.threshold if by_threshold else None, curation.get("review") or 0.0
+        keep_from = None if threshold is None else round(threshold + review, 6)
+        if len(histograms) > figures.MOST_PANELS:
+            totals = [scored[site].get("candidates") or 0 for site in histograms]
+            drawn = figures.quality_map(histograms, totals, threshold=threshold, keep_from=keep_from)
+        else:
+            drawn = figures.quality_histograms(histograms, threshold=threshold, keep_from=keep_from)
         parts.append(
             Figure(
                 "Predicted quality at each site",
@@ -481,12 +420,10 @@ def quality_section(record: RunRecord) -> Section:
                 "Bad: a broad hill around the threshold (the model cannot decide, look at those cases by "
                 "hand), or everything at the left (the model is not trained, or this site labels "
                 "differently). Hatched bins are not told: they hold few patients, or none. "
-                f"{_silent(scored, sites, 'quality')}{_more(histograms, figures.MOST_PANELS)}",
-                figures.quality_histograms(
-                    dict(list(histograms.items())[: figures.MOST_PANELS]),
-                    threshold=threshold,
-                    keep_from=None if threshold is None else round(threshold + review, 6),
-                ),
+                f"{_A_MAP if len(histograms) > figures.MOST_PANELS else ''}"
+                f"{_silent(scored, sites, 'quality')}{more(scored)}",
+                drawn,
+                _histogram_numbers(histograms),
             )
         )
     decided = {site: decisions(scored[site]) for site in sites}
@@ -495,21 +432,14 @@ def quality_section(record: RunRecord) -> Section:
             "Kept, left to a person, dropped",
             "What became of each site's annotations. Look for a site that loses much more than the others: "
             "its annotations are worse, or the model does not fit its scans (see calibration). A review "
-            "counts as dropped until somebody decides.",
+            f"counts as dropped until somebody decides.{more(scored)}",
             figures.decision_bars(decided),
+            by_site(OUTCOMES, {site: [one[name] for name in OUTCOMES] for site, one in decided.items()}),
         ),
-        _decision_table(record, decided),
+        kept_figure(record),
+        _decision_table(record),
     ]
     return Section("quality", "Annotation quality", intro, tuple(parts))
-
-
-def decisions(scored: Mapping[str, Any]) -> dict[str, int | None]:
-    """How many annotations of a site are kept, in review and dropped; None is a number it may not tell."""
-    told = {outcome: scored.get(f"decisions.{outcome}") for outcome in OUTCOMES}
-    known = sum(number_of for number_of in told.values() if number_of is not None)
-    # An outcome that nobody has is not told either; where the others are everybody, it is 0.
-    missing = 0 if known == scored.get("candidates") else None
-    return {outcome: missing if one is None else one for outcome, one in told.items()}
 
 
 def total_decisions(record: RunRecord) -> dict[str, int]:
@@ -519,22 +449,38 @@ def total_decisions(record: RunRecord) -> dict[str, int]:
     return totals | {"hidden": sum(None in one.values() for one in decided)}
 
 
-def _decision_table(record: RunRecord, decided: Mapping[str, Mapping[str, int | None]]) -> Table:
-    rows = []
+def _histogram_numbers(histograms: Mapping[str, Sequence[int]]) -> Numbers:
+    """The counts of each bin, which nobody knows where they are hidden."""
+    n_bins = len(next(iter(histograms.values())))
+    bins = [f"{index / n_bins:g} to {(index + 1) / n_bins:g}" for index in range(n_bins)]
+    return by_site(
+        bins,
+        {site: [None if one < 0 else one for one in counts] for site, counts in histograms.items()},
+    )
+
+
+def _decision_table(record: RunRecord) -> Table:
+    rows, exact = [], list[tuple[Value, ...]]()
+    regions = _regions(record)
+    decided = {site: decisions(scored) for site, scored in record.told("score").items()}
     for site, one in decided.items():
         told = record.sites[site]["score"]
-        candidates, keep = told.get("candidates"), one["keep"]
+        candidates, (share, *ends) = told.get("candidates"), kept_share(told)
+        of_regions = [told.get(f"regions_mean.{region}") for region in regions]
+        spread = told.get("quality_mean"), told.get("quality_sd")
+        exact.append(
+            (site, candidates, *one.values(), share, *ends, *spread, *of_regions, told.get("curated"))
+        )
         rows.append(
             (
                 f"{site} *" if told.get("curated") == 0 else site,
                 count(candidates),
                 *(count(one[outcome]) for outcome in OUTCOMES),
-                percent(1 - keep / candidates) if candidates and keep is not None else UNKNOWN,
-                mean_sd(told.get("quality_mean"), told.get("quality_sd")),
-                *(number(told.get(f"regions_mean.{region}")) for region in _regions(record)),
+                percent_with_interval(share, ends),
+                mean_sd(*spread),
+                *map(number, of_regions),
             )
         )
-    regions = _regions(record)
     star = ""
     if any(record.sites[site]["score"].get("curated") == 0 for site in decided):
         star = (
@@ -549,14 +495,29 @@ def _decision_table(record: RunRecord, decided: Mapping[str, Mapping[str, int | 
             "kept",
             "review",
             "dropped",
-            "share not kept",
+            "share kept (95 %)",
             "predicted DSC, mean \u00b1 sd",
             *regions,
         ),
         tuple(rows),
-        f"{'The last columns are the predicted DSC of each region. ' if regions else ''}"
-        f"{star}"
-        f"{_dash(record)}{_more(record.told('score'))}",
+        f"{'The last columns are the predicted DSC of each region. ' if regions else ''}{star}{dash(record)}",
+        exact=Numbers(
+            (
+                "site",
+                "candidates",
+                "kept",
+                "review",
+                "dropped",
+                "share kept",
+                "its 95 % interval from",
+                "to",
+                "predicted DSC, mean",
+                "sd",
+                *regions,
+                "curated",
+            ),
+            tuple(exact),
+        ),
     )
 
 
@@ -601,12 +562,12 @@ def references_section(record: RunRecord) -> Section:
         )
     else:
         verdict = Note("No site's references stand out.", "good")
-    sites = list(dict.fromkeys([*_first(checked), *suspected]))
+    sites = list(dict.fromkeys([*first(checked), *suspected]))
     dots = []
     for site in sites:
         told = checked.get(site, {})
         mean, sd = told.get("quality_mean", suspected.get(site, {}).get("quality")), told.get("quality_sd")
-        low, high = _around(mean, sd, highest=1.0)
+        low, high = around(mean, sd, highest=1.0)
         n_references = told.get("references", suspected.get(site, {}).get("references"))
         dots.append(
             figures.Dot(
@@ -620,14 +581,13 @@ def references_section(record: RunRecord) -> Section:
             )
         )
     legend = [("site", figures.BLUE, "o"), ("suspected: its references look wrong", figures.VERMILLION, "X")]
-    figure = Figure(
+    figure = dots_figure(
         "What models that never saw them say of each site's references",
         "Mean predicted DSC of a site's references; lines are one standard deviation to each side. Good: all "
         "sites close together near 1. Bad: one site far to the left of the others, marked with a cross; its "
-        f"references share an error that the others do not have. {_dash(record)}{_more(checked)}",
-        figures.dot_panels(
-            [("predicted DSC of the references", dots, (0.5, 1.0))], legend if suspected else ()
-        ),
+        f"references share an error that the others do not have. {dash(record)}{more(checked)}",
+        [("predicted DSC of the references", dots, (0.5, 1.0))],
+        legend if suspected else (),
     )
     return Section("references", title, intro, (verdict, figure) if sites else (verdict,))
 
@@ -641,42 +601,38 @@ def calibration_section(record: RunRecord) -> Section:
     )
     told = record.told("calibrate")
     if not told:
-        return Section("calibration", title, intro, (_not_reached(record, "calibrate"),))
-    suspected = record.statistics.get("suspected") or {}
-    sites = _first(told)
-
-    def dots(key: str) -> list[figures.Dot]:
-        return [figures.Dot(site, told[site].get(key)) for site in sites]
-
-    figure = Figure(
-        "Predicted against known quality, site by site",
-        "r: correlation of predicted and true DSC; MAE: mean absolute error of the predicted DSC; AUROC: how "
-        "often a failure is ranked below a good label. Good: r and AUROC near 1, MAE below 0.1, sites alike. "
-        "Bad: one site apart, since decisions there deserve less trust. "
-        + (f"{listed(suspected)} calibrates nothing: its references look wrong. " if suspected else "")
-        + _dash(record),
-        figures.dot_panels(
-            [
-                ("r", dots("r"), (0.8, 1.0)),
-                ("MAE", dots("mae"), (0.0, 0.1)),
-                ("AUROC of failures", dots("auroc"), (0.8, 1.0)),
-            ]
-        ),
-    )
+        return Section("calibration", title, intro, (not_reached(record, "calibrate"),))
+    keys = ("samples", "r", "mae", "rmse", "auroc", "bias", "difference_sd")
+    passed = {1: "passed", 0: "kept everything"}
+    curated = {site: record.sites[site].get("score", {}).get("curated") for site in told}
     table = Table(
         "Calibration in numbers",
-        ("site", "labels judged", "r", "MAE", "RMSE", "AUROC of failures"),
+        ("site", "labels judged", "r", "MAE", "RMSE", "AUROC", "bias", "limits of agreement", "self-test"),
         tuple(
             (
                 site,
-                count(told[site].get("samples")),
-                *(number(told[site].get(key)) for key in ("r", "mae", "rmse", "auroc")),
+                count(one.get("samples")),
+                *(number(one.get(key)) for key in ("r", "mae", "rmse", "auroc", "bias")),
+                _limits_in_words(one.get("bias"), one.get("difference_sd")),
+                passed.get(curated[site], UNKNOWN),
             )
-            for site in sites
+            for site, one in told.items()
         ),
-        f"{_dash(record)}{_more(told)}",
+        "AUROC: of finding failures. Bias: mean of predicted minus true DSC; 95 % of normal differences lie "
+        f"within the limits of agreement. {dash(record)}",
+        last_is_text=True,
+        exact=Numbers(
+            ("site", *keys, "curated"),
+            tuple((site, *(one.get(key) for key in keys), curated[site]) for site, one in told.items()),
+        ),
     )
-    return Section("calibration", title, intro, (figure, table))
+    return Section("calibration", title, intro, (self_test_figure(record), table))
+
+
+def _limits_in_words(bias: float | None, sd: float | None) -> str:
+    if bias is None or sd is None:
+        return UNKNOWN
+    return f"{bias - 1.96 * sd:+.2f} to {bias + 1.96 * sd:+.2f}"
 
 
 # --------------------------------------------------------------------------------- segmentation, training
@@ -685,45 +641,79 @@ def calibration_section(record: RunRecord) -> Section:
 def segmentation_section(record: RunRecord) -> Section:
     """How good the segmentation model is that was trained on what was kept."""
     title = "Segmentation"
-    intro = "A segmentation model is trained by federated averaging on what every site kept."
+    intro = (
+        "A segmentation model is trained by federated averaging on what every site kept. What curation "
+        "changed cannot be told from this model alone: another run, with `curation.threshold = 0`, keeps "
+        "everything, and a simulation compares what was kept with everything and with as many at random."
+    )
     told = record.told("evaluate.segmentation")
     if not told:
         if record.run.get("outcome") == "completed" and "segmentation" not in stages(record):
             note = Note("This run trained no segmentation model.")
             return Section("segmentation", title, "Curation is for training on what is kept.", (note,))
-        return Section("segmentation", title, intro, (_not_reached(record, "evaluate.segmentation"),))
-    sites = _first(told)
-    regions = dict.fromkeys(
-        key.partition(".")[2] for one in told.values() for key in one if key.startswith("dice.")
-    )
+        return Section("segmentation", title, intro, (not_reached(record, "evaluate.segmentation"),))
+    sites = first(told)
     dots = []
     for site in sites:
         mean, sd = told[site].get("dice_mean"), told[site].get("dice_sd")
-        low, high = _around(mean, sd, highest=1.0)
+        low, high = around(mean, sd, highest=1.0)
         dots.append(figures.Dot(site, mean, low, high, note=f"n = {count(told[site].get('cases'))}"))
-    figure = Figure(
+    figure = dots_figure(
         "Dice of the segmentation at each site",
         "Mean Dice, over the regions, of the model's own segmentation of reference cases that it was not "
         "trained on; lines are one standard deviation over the cases to each side. Good: high and alike. "
         "Bad: a site far below the others, where the model should not be used without a look at its results. "
-        + _dash(record),
-        figures.dot_panels([("Dice", dots, None)]),
+        + dash(record)
+        + more(told),
+        [("Dice", dots, None)],
     )
-    table = Table(
+    parts: list[Part] = [figure, _dice_table(told, dash(record))]
+    if together := pooled_dice(told.values()):
+        parts.insert(
+            0,
+            Note(
+                f"Over all sites: a mean Dice of {with_interval(together.mean, together.interval)} on "
+                f"{plural(together.n, 'reference case')}; in brackets the 95 % interval, as of cases that "
+                "are independent of each other."
+            ),
+        )
+    return Section("segmentation", title, intro, tuple(parts))
+
+
+def _dice_table(told: Mapping[str, Mapping[str, Any]], caption: str) -> Table:
+    """The segmentation in numbers: all sites together, then each."""
+    regions = list(
+        dict.fromkeys(
+            key.partition(".")[2] for one in told.values() for key in one if key.startswith("dice.")
+        )
+    )
+    rows: list[tuple[str, int | None, float | None, float | None, list[float | None]]] = []
+    if together := pooled_dice(told.values()):
+        of_regions = [pooled_dice(told.values(), region) for region in regions]
+        means = [None if one is None else one.mean for one in of_regions]
+        rows.append(("all sites", together.n, together.mean, together.sd, means))
+    rows += [
+        (
+            site,
+            one.get("cases"),
+            one.get("dice_mean"),
+            one.get("dice_sd"),
+            [one.get(f"dice.{region}") for region in regions],
+        )
+        for site, one in told.items()
+    ]
+    return Table(
         "Segmentation in numbers",
         ("site", "cases", "Dice, mean \u00b1 sd", *regions),
         tuple(
-            (
-                site,
-                count(told[site].get("cases")),
-                mean_sd(told[site].get("dice_mean"), told[site].get("dice_sd")),
-                *(number(told[site].get(f"dice.{region}")) for region in regions),
-            )
-            for site in sites
+            (site, count(cases), mean_sd(mean, sd), *map(number, means))
+            for site, cases, mean, sd, means in rows
         ),
-        f"{_dash(record)}{_more(told)}",
+        caption,
+        exact=Numbers(
+            ("site", "cases", "Dice, mean", "sd", *regions), tuple((*row, *means) for *row, means in rows)
+        ),
     )
-    return Section("segmentation", title, intro, (figure, table))
 
 
 def stages(record: RunRecord) -> dict[str, list[dict[str, Any]]]:
@@ -737,7 +727,7 @@ def training_section(record: RunRecord) -> Section:
     intro = "In each round every site trains the current model on its own data, and the results are averaged."
     curves = []
     for stage, rounds in stages(record).items():
-        names = _first(dict.fromkeys(site for one in rounds for site in one.get("sites", {})))
+        names = dict.fromkeys(site for one in rounds for site in one.get("sites", {}))
         curves.append(
             figures.Curve(
                 title=stage_in_words(stage),
@@ -751,13 +741,22 @@ def training_section(record: RunRecord) -> Section:
             )
         )
     if not curves:
-        return Section("training", "Training", intro, (_not_reached(record, "train.qc"),))
+        return Section("training", "Training", intro, (not_reached(record, "train.qc"),))
+    banded = (
+        f" Of more than {figures.MOST_LINES} sites no lines are drawn, but between which losses all of them "
+        "lie, and the middle 80\u00a0%; a light band far above the dark one is a site of its own, which the "
+        "numbers name."
+        if any(len(curve.sites) > figures.MOST_LINES for curve in curves)
+        else ""
+    )
     caption = (
         "Good: falls quickly at first and then flattens, all sites together. Still falling at the end: more "
         "rounds would help. Bad: rises, jumps, or one site far above the others, whose data or labels "
-        "differ. A loss says how training went, not how good the model is on new cases."
+        f"differ. A loss says how training went, not how good the model is on new cases.{banded}"
     )
-    parts: list[Part] = [Figure("Training loss, round by round", caption, figures.loss_curves(curves))]
+    parts: list[Part] = [
+        Figure("Training loss, round by round", caption, figures.loss_curves(curves), _curve_numbers(curves))
+    ]
     parts += _training_labels(record)
     if spent := record.run.get("update_privacy"):
         worth = ", ".join(f"{significant(value)} ({stage})" for stage, value in spent["epsilon"].items())
@@ -771,37 +770,76 @@ def training_section(record: RunRecord) -> Section:
     return Section("training", "Training", intro, tuple(parts))
 
 
+def _curve_numbers(curves: Sequence[figures.Curve]) -> Numbers:
+    """A line a stage and round, a column a site."""
+    sites = list(dict.fromkeys(site for curve in curves for site in curve.sites))
+    return Numbers(
+        ("stage", "round", "mean", "a site failed", *sites),
+        tuple(
+            (
+                curve.title,
+                number_of,
+                curve.loss[index],
+                int(number_of in curve.failed),
+                *(curve.sites[site][index] if site in curve.sites else None for site in sites),
+            )
+            for curve in curves
+            for index, number_of in enumerate(curve.rounds)
+        ),
+    )
+
+
 def _training_labels(record: RunRecord) -> list[Part]:
     """The labels of known quality that the QC model was trained on, as far as sites told of them."""
-    sites: dict[str, tuple[list[int], list[int]]] = {}
+    told: dict[str, list[tuple[Sequence[int], Sequence[int]]]] = {}
     sources: Counter[str] = Counter()
     for one in stages(record).get("qc", ()):
-        for site, told in one.get("sites", {}).items():
-            labels = told.get("labels", {})
+        for site, of_site in one.get("sites", {}).items():
+            labels = of_site.get("labels", {})
             if {"made", "chosen"} <= labels.keys():
-                made, chosen = sites.get(site, ([], []))
-                sites[site] = _added(made, labels["made"]), _added(chosen, labels["chosen"])
+                told.setdefault(site, []).append((labels["made"], labels["chosen"]))
             for key in labels.keys() - {"made", "chosen"}:
                 sources[key.removeprefix("sources.")] += labels[key]
+    # In a round -1 stands for a small count that was not told.
+    sums = {site: np.maximum(0, counts).sum(axis=0).tolist() for site, counts in told.items()}
+    sites: dict[str, tuple[list[int], list[int]]] = {
+        site: (made, chosen) for site, (made, chosen) in sums.items()
+    }
     if not sites:
         return []
     shares = [f"{name} {one / sources.total():.0%}" for name, one in sources.most_common() if one]
     told_of = f" Sources: {listed(shares)}." if shares else ""
+    shown = sites
+    if len(sites) > figures.MOST_PANELS:
+        together = [
+            [sum(column) for column in zip(*(one[part] for one in sites.values()), strict=True)]
+            for part in (0, 1)
+        ]
+        shown = {"all sites": (together[0], together[1])}
+        shown |= dict(list(sites.items())[:FEW_PANELS])
     return [
         Figure(
             "Labels that the QC model learned from",
             "The true DSC of the labels that were made for training, and of those that balancing chose among "
             "them, over all rounds. Good: blue reaches from poor to good and is flatter than the line. Bad: "
             "a gap, a quality that the model has never seen; add a source of labels that fills it "
-            f"(qc.samples).{told_of}{_more(sites, figures.MOST_PANELS)}",
-            figures.label_histograms(dict(list(sites.items())[: figures.MOST_PANELS])),
+            f"(qc.samples).{told_of}{'' if shown is sites else _TOGETHER}",
+            figures.label_histograms(shown),
+            _label_numbers(sites),
         )
     ]
 
 
-def _added(sums: Sequence[int], counts: Sequence[int]) -> list[int]:
-    """Sums of counts, in which -1 stands for a small one that was not told."""
-    return [before + max(0, more) for before, more in zip_longest(sums, counts, fillvalue=0)]
+def _label_numbers(sites: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> Numbers:
+    """Labels of each site by their true DSC."""
+    return Numbers(
+        ("site", "true DSC from", "to", "labels made", "labels trained on"),
+        tuple(
+            (site, index / len(made), (index + 1) / len(made), made[index], chosen[index])
+            for site, (made, chosen) in sites.items()
+            for index in range(len(made))
+        ),
+    )
 
 
 # ------------------------------------------------------------------------------------- faults, time, files
@@ -834,7 +872,7 @@ def fault_rows(record: RunRecord) -> list[tuple[str, ...]]:
         key = (
             str(event.get("site", UNKNOWN)),
             str(event.get("phase", UNKNOWN)),
-            _FAULTS[event["event"]],
+            FAULTS[event["event"]],
             _fault_reason(event),
         )
         rounds = found.setdefault(key, [])
@@ -884,6 +922,7 @@ def time_section(record: RunRecord, further: Sequence[tuple[str, float]] = ()) -
                 "Time spent in each phase",
                 caption,
                 figures.time_bars(bars, others="arm " if further else ""),
+                Numbers(("phase", "seconds"), tuple((name, spent) for name, spent, _ in bars)),
             ),
         ),
     )
@@ -894,7 +933,11 @@ def files_section(further: Sequence[tuple[str, str]] = ()) -> Section:
     rows = (
         ("`run.json`", "what was run, with what, how it ended"),
         ("`events.jsonl`", "every event of the run, a line each"),
-        ("`statistics.json`", "what the sites told; the numbers of this report"),
+        ("`statistics.json`", "what the sites told"),
+        (
+            f"`{NUMBERS_FOLDER}`",
+            f"the numbers of this report: a CSV file of each figure and table, `{NUMBERS}` with all of them",
+        ),
         ("`models/qc`", "the QC model"),
         ("`models/segmentation`", "the segmentation model, where one was trained"),
         *further,
@@ -904,32 +947,14 @@ def files_section(further: Sequence[tuple[str, str]] = ()) -> Section:
         "Where to find what",
         "All of it lies beside this report. Scores, decisions and error maps of single cases stay at the "
         "sites.",
-        (Table("Files", ("file", "what it holds"), tuple(rows), numeric=False),),
+        (Table("Files", ("file", "what it holds"), tuple(rows), numeric=False, has_file=False),),
     )
 
 
 # -------------------------------------------------------------------------------------------------- pieces
 
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return values
-
-
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of `events.jsonl`; the last one of a killed run may be half."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict):
-                yield event
+_TOGETHER = f" All sites together, and the first {FEW_PANELS} of them."
+_A_MAP = "Each row is a site; a bin is the darker, the larger its share of the site's annotations is. "
 
 
 def _expected(record: RunRecord) -> int:
@@ -937,43 +962,7 @@ def _expected(record: RunRecord) -> int:
     return len({*expected, *record.joined, *record.left_out})
 
 
-def _first(sites: Mapping[str, object]) -> list[str]:
-    """The sites that figures and tables show."""
-    return list(sites)[: figures.MOST_NAMES]
-
-
-def _more(sites: Mapping[str, object], most: int = figures.MOST_NAMES) -> str:
-    """Says so where not all sites are shown."""
-    if len(sites) <= most:
-        return ""
-    return f" The first {most} of {len(sites)} sites are shown; `statistics.json` has all."
-
-
 def _silent(scored: Mapping[str, Mapping[str, Any]], sites: Sequence[str], key: str) -> str:
     """Names the sites that told nothing of a key."""
     silent = [site for site in sites if key not in scored[site]]
     return f"{listed(silent)} may not tell any bin." if silent else ""
-
-
-def _dash(record: RunRecord) -> str:
-    if record.min_count is None:
-        return "A dash is a number that was not told."
-    return (
-        f"A dash is a number that was not told, mostly for fewer than {record.min_count} patients behind it."
-    )
-
-
-def _around(
-    mean: float | None, sd: float | None, highest: float = math.inf
-) -> tuple[float | None, float | None]:
-    """One standard deviation to each side of a mean, as far as there can be values."""
-    return (None, None) if mean is None or sd is None else (max(0.0, mean - sd), min(highest, mean + sd))
-
-
-def _not_reached(record: RunRecord, phase: str) -> Note:
-    failed = record.statistics.get("failed", {}).get(phase, {})
-    if failed:
-        reasons = Counter(reason_in_words(reason) for reason in failed.values())
-        why = "; ".join(f"{plural(times, 'site')}: {reason}" for reason, times in reasons.items())
-        return Note(f"No site answered in phase {phase} ({why}).", "bad")
-    return Note(f"Nothing to show: the run has nothing from phase {phase}. {ending_sentence(record)}".strip())

@@ -5,6 +5,7 @@ say the same, for print in black and white. Legends stand outside the axes, so t
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,17 @@ from xml.etree import ElementTree
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from fedqc.metrics.agreement import LimitsOfAgreement
+from fedqc.statistics.pooled import THRESHOLDS, ProfileBin, RiskCoverage
 
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7"
 DARK, GREY, PALE = "#333333", "#8a8a8a", "#d9d9d9"
@@ -26,17 +34,29 @@ DARK, GREY, PALE = "#333333", "#8a8a8a", "#d9d9d9"
 WIDTH = 8.6
 """Inches; on A4 letters stay larger than 8 points."""
 GOLDEN = 0.6180339887
-MOST_NAMES = 40
+MOST_NAMES = 100
 """Sites that one figure can name."""
 MOST_PANELS = 20
-"""Sites that the small multiples can show."""
+"""Sites that the small multiples can show; of more a map does."""
+MOST_LINES = 20
+"""Sites whose curves are drawn one by one; of more a band is."""
 MOST_MARKS = 200
 """Cases that a row of a strip shows one by one; of more only the outer ones."""
 _MANY_FOLD = 30
 """Numbers that differ by more than this factor are drawn on a logarithmic axis."""
 _NAME_LENGTH = 26
+_UNITS = (("hours", 3600), ("minutes", 60), ("seconds", 1))
+_MARKED_ROUNDS = 60
+"""Rounds that are marked one by one on a curve."""
+_CROWDED = 30
+"""Rows from which on marks are smaller."""
+_MEASURED = 8
+"""Texts of a column, the longest ones, for which room is made: measuring takes longer than drawing."""
+_LEAST_ROW = 0.165
+"""Inches of a row with a name."""
 
 _STYLE = {
+    "figure.dpi": 72,  # of an SVG, in which a point is a pixel
     "svg.fonttype": "none",
     # Comes with matplotlib, so that a figure has the same bytes everywhere. The page shows narrower letters.
     "font.family": "DejaVu Sans",
@@ -59,6 +79,9 @@ _STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 9.5,
 }
+_BLUES = LinearSegmentedColormap.from_list("blues", ["#ffffff", "#9ecae8", BLUE, "#003a5c"])
+_SMALL_TOO = PowerNorm(0.5, vmin=0, vmax=1)
+"""Small shares are the rule and have to differ from none, whatever the largest one is."""
 _SVG = "{http://www.w3.org/2000/svg}"
 _HREF = "{http://www.w3.org/1999/xlink}href"
 _FONTS = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
@@ -129,7 +152,13 @@ def _drawn(draw: Callable[Arguments, Figure]) -> Callable[Arguments, str]:
     def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> str:
         with matplotlib.style.context(_STYLE, after_reset=True):
             text = StringIO()
-            draw(*args, **kwargs).savefig(text, format="svg", transparent=True)
+            figure = draw(*args, **kwargs)
+            FigureCanvasSVG(figure)
+            if engine := figure.get_layout_engine():
+                # Else matplotlib draws everything once more, only to arrange it.
+                engine.execute(figure)
+                figure.set_layout_engine(None)
+            figure.savefig(text, format="svg", transparent=True)
         return _tidied(text.getvalue())
 
     return drawn
@@ -179,6 +208,107 @@ def quality_histograms(
 
 
 @_drawn
+def quality_map(
+    sites: Mapping[str, Sequence[int]],
+    totals: Sequence[int],
+    *,
+    threshold: float | None,
+    keep_from: float | None,
+) -> Figure:
+    """The same as `quality_histograms` for many sites: a row for each, darker where more of its own lie.
+
+    Args:
+        sites: counts in bins of equal width in [0, 1]; -1 is a bin that the site may not tell.
+        totals: all annotations of each site, in bins that it may tell and in others.
+        threshold: annotations below are dropped.
+        keep_from: upper end of the review band; None, or the threshold, where there is none.
+    """
+    n_bins = len(next(iter(sites.values())))
+    counts = np.array(list(sites.values()), np.float64)
+    hidden = counts < 0
+    counts[hidden] = 0
+    shares = counts / np.maximum(1, totals)[:, None]
+    figure = Figure(figsize=(WIDTH, 1.1 + _row_height(len(sites)) * len(sites)), layout="constrained")
+    axes = figure.subplots()
+    edges = np.arange(n_bins + 1) / n_bins
+    rows = np.arange(len(sites) + 1) - 0.5
+    look: dict[str, Any] = {"cmap": _BLUES, "norm": _SMALL_TOO, "edgecolors": "white", "linewidth": 0.6}
+    axes.pcolormesh(edges, rows, shares, **look)
+    axes.add_collection(
+        PatchCollection(
+            [Rectangle((edges[bin_], row - 0.5), 1 / n_bins, 1) for row, bin_ in np.argwhere(hidden)],
+            facecolor="white",
+            edgecolor="#c4c4c4",
+            hatch="////",
+            linewidth=0.4,
+        )
+    )
+    _threshold_line(axes.axvline, threshold, "--")
+    if keep_from is not None and keep_from != threshold:
+        _threshold_line(axes.axvline, keep_from, ":")
+    axes.set(xlabel="predicted DSC", xlim=(0, 1), ylim=(len(sites) - 0.5, -0.5), xticks=edges[::2])
+    _name_rows(axes, list(sites))
+    handles: list[Any] = [
+        Patch(facecolor=_BLUES(_SMALL_TOO(share)), edgecolor=GREY, linewidth=0.6, label=f"{100 * share:g} %")
+        for share in (0.0, 0.05, 0.25, 0.5, 1.0)
+    ]
+    handles.append(Patch(facecolor="white", edgecolor="#c4c4c4", hatch="////", label="not told"))
+    handles += _threshold_handles(threshold, keep_from)
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1)
+    return figure
+
+
+@_drawn
+def count_map(rows: Mapping[str, Sequence[int | None]], columns: Sequence[str], what: str) -> Figure:
+    """Numbers of each row in named columns, darker where larger.
+
+    Args:
+        rows: for each as many numbers as columns; None is one that was not told.
+        columns: their names.
+        what: the numbers are of.
+    """
+    counts = np.array([[value or 0 for value in row] for row in rows.values()], np.float64)
+    longest = max(len(name) for name in columns)
+    figure = Figure(
+        figsize=(WIDTH, 0.75 + 0.068 * longest + _row_height(len(rows)) * max(2, len(rows))),
+        layout="constrained",
+    )
+    axes = figure.subplots()
+    axes.pcolormesh(
+        np.arange(len(columns) + 1) - 0.5,
+        np.arange(len(rows) + 1) - 0.5,
+        counts / max(1.0, counts.max()),
+        cmap=_BLUES,
+        norm=_SMALL_TOO,
+        edgecolors="#e4e4e4",
+        linewidth=0.6,
+    )
+    for row, numbers in enumerate(rows.values()):
+        for column, number in enumerate(numbers):
+            if number is not None:
+                dark = number > 0.3 * counts.max()
+                text = axes.text(
+                    column,
+                    row,
+                    str(number),
+                    ha="center",
+                    va="center_baseline",
+                    fontsize=9,
+                    color="white" if dark else DARK,
+                )
+                text.set_in_layout(False)
+    axes.set(ylim=(len(rows) - 0.5, -0.5), xlim=(-0.5, max(len(columns), 6) - 0.5))
+    axes.set_xticks(range(len(columns)), columns, rotation=60, ha="left", rotation_mode="anchor")
+    axes.xaxis.tick_top()
+    axes.tick_params(axis="x", length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_xlabel(what, loc="left")
+    axes.xaxis.set_label_position("bottom")
+    _name_rows(axes, list(rows))
+    return figure
+
+
+@_drawn
 def label_histograms(sites: Mapping[str, tuple[Sequence[int], Sequence[int]]]) -> Figure:
     """Small multiples: the DSC of the labels that were made at each site, and of those trained on.
 
@@ -216,16 +346,16 @@ def decision_bars(sites: Mapping[str, Mapping[str, int | None]]) -> Figure:
     }
     totals = {name: sum(number or 0 for number in one.values()) for name, one in sites.items()}
     widest = max([*totals.values(), 1])
-    for row, (name, one) in enumerate(sites.items()):
-        left = 0
-        for outcome, look in looks.items():
-            number = one.get(outcome) or 0
-            axes.barh(row, number, left=left, height=0.68, **(look | {"label": None}))
-            if number > widest * 0.03:
-                box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-                plain = outcome == "keep"
-                axes.text(
-                    left + number / 2,
+    left = np.zeros(len(sites))
+    for outcome, look in looks.items():
+        numbers = [one.get(outcome) or 0 for one in sites.values()]
+        axes.barh(range(len(sites)), numbers, left=left, height=0.68, **(look | {"label": None}))
+        plain = outcome == "keep"
+        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+        for row, number in enumerate(numbers):
+            if number > widest * 0.03 and len(sites) <= _CROWDED:
+                text = axes.text(
+                    left[row] + number / 2,
                     row,
                     str(number),
                     ha="center",
@@ -234,11 +364,12 @@ def decision_bars(sites: Mapping[str, Mapping[str, int | None]]) -> Figure:
                     fontsize=9,
                     bbox=None if plain else box,
                 )
-            left += number
-        hidden = [outcome for outcome, number in one.items() if number is None]
-        if hidden:
-            text = "not told" if totals[name] == 0 else "some groups not told"
-            axes.text(left + widest * 0.01, row, text, va="center", color=GREY, fontsize=9)
+                text.set_in_layout(False)
+        left += numbers
+    for row, (name, one) in enumerate(sites.items()):
+        if None in one.values():
+            hidden = "not told" if totals[name] == 0 else "some groups not told"
+            axes.text(left[row] + widest * 0.01, row, hidden, va="center", color=GREY, fontsize=9)
     axes.set(xlabel="annotations", xlim=(0, widest * 1.02), ylim=(len(sites) - 0.5, -0.5))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(axis="x")
@@ -369,6 +500,125 @@ def kinds(means: Sequence[KindMeans]) -> Figure:
     return figure
 
 
+@_drawn
+def agreement_panels(
+    pooled: Sequence[ProfileBin],
+    sites: Sequence[ProfileBin],
+    limits: LimitsOfAgreement | None,
+) -> Figure:
+    """Calibration, and Bland & Altman's (1986) plot, from bins of predicted quality.
+
+    Args:
+        pooled: each bin over all sites.
+        sites: each bin of each site.
+        limits: over all labels.
+    """
+    figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    # Marks of one size are drawn together, which takes far less room than a size for each.
+    most = max((one.n for one in sites), default=1)
+    by_size: dict[float, list[ProfileBin]] = {2.5: [], 4.0: [], 5.5: []}
+    for one in sites:
+        by_size[2.5 + 1.5 * min(2, int(3 * math.sqrt(one.n / most)))].append(one)
+    for size, alike in by_size.items():
+        pale = {"markersize": size, "color": GREY, "alpha": 0.45, "markeredgewidth": 0}
+        left.plot([one.predicted for one in alike], [one.true for one in alike], "o", **pale)
+        right.plot([one.middle for one in alike], [one.bias for one in alike], "o", **pale)
+    left.plot([0, 1], [0, 1], color=GREY, linewidth=1, zorder=0)
+    left.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted DSC, mean", ylabel="true DSC, mean")
+    left.set_title("calibration")
+    bars = [one.sd or 0.0 for one in pooled]
+    look: dict[str, Any] = {"color": BLUE, "markersize": 8, "capsize": 4, "linewidth": 2, "zorder": 3}
+    left.errorbar([one.predicted for one in pooled], [one.true for one in pooled], bars, fmt="o-", **look)
+    middles, differences = [one.middle for one in pooled], [one.bias for one in pooled]
+    right.errorbar(middles, differences, [1.96 * sd for sd in bars], fmt="o", **look)
+    right.axhline(0, color=GREY, linewidth=1, zorder=0)
+    if limits:
+        ends = ((limits.bias, "bias", "-"), (limits.lower, "lower", "--"), (limits.upper, "upper", "--"))
+        for at, what, line in ends:
+            right.axhline(at, color=VERMILLION, linewidth=1.4, linestyle=line, zorder=2)
+            right.annotate(
+                f"{what}\n{at:+.2f}",
+                (1.015, at),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                fontsize=9,
+                color=DARK,
+            )
+    reach = [abs(one.bias) + 1.96 * sd for one, sd in zip(pooled, bars, strict=True)]
+    reach += [abs(one.bias) for one in sites]
+    reach += [abs(limits.lower), abs(limits.upper)] if limits else []
+    highest = 1.1 * max(0.1, *reach)
+    right.set(xlim=(-0.03, 1.03), ylim=(-highest, highest), xlabel="mean of predicted and true DSC")
+    right.set_ylabel("predicted minus true DSC")
+    right.set_title("Bland and Altman")
+    for axes in (left, right):
+        axes.set_box_aspect(1)
+        axes.grid()
+    handles = [
+        Line2D([], [], color=BLUE, marker="o", markersize=8, linewidth=2, label="all sites"),
+        Line2D([], [], color=GREY, marker="o", linestyle="none", markersize=5, label="one site"),
+        Line2D([], [], color=GREY, linewidth=1, label="perfect"),
+    ]
+    if limits:
+        handles.append(
+            Line2D([], [], color=VERMILLION, linewidth=1.4, linestyle="--", label="limits of agreement")
+        )
+    figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
+    return figure
+
+
+@_drawn
+def risk_coverage(worst: RiskCoverage, best: RiskCoverage, threshold: float | None) -> Figure:
+    """How many failures are among what is kept, and what each threshold drops.
+
+    Args:
+        worst: the curve as it may be at worst; drawn as lines.
+        best: as it may be at best; bands reach to it.
+        threshold: the one of the run, where its rule has one.
+    """
+    figure = Figure(figsize=(WIDTH, 4.7), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    coverage = np.linspace(0.01, 1, 100)
+    left.fill_between(coverage, worst.at(coverage), best.at(coverage), color=BLUE, alpha=0.22, linewidth=0)
+    left.plot(coverage, worst.at(coverage), color=BLUE, linewidth=2.2)
+    left.plot(coverage, worst.best(coverage), color=GREEN, linewidth=1.6, linestyle="--")
+    left.axhline(worst.failing, color=GREY, linewidth=1.2, linestyle=":")
+    left.set(xlabel="coverage: share of the labels kept", ylabel="risk: share of failures among the kept")
+    left.set_title("risk and coverage")
+    left.set_ylim(-0.02, max(0.1, *worst.at(coverage)) * 1.1)
+    for low, high, color, line in (
+        (worst.failures_below, best.failures_below, VERMILLION, "-"),
+        (worst.others_below, best.others_below, BLUE, "-."),
+    ):
+        right.fill_between(THRESHOLDS, low, high, color=color, alpha=0.18, linewidth=0)
+        right.plot(THRESHOLDS, low, color=color, linewidth=2.2, linestyle=line)
+    right.set(xlabel="threshold", ylabel="share below the threshold", ylim=(-0.03, 1.03))
+    right.set_title("what a threshold drops")
+    if threshold is not None:
+        _threshold_line(right.axvline, threshold, "--")
+    for axes in (left, right):
+        axes.set(xlim=(-0.03, 1.03), box_aspect=1)
+        axes.grid()
+    figure.legend(
+        handles=[
+            Line2D([], [], color=BLUE, linewidth=2.2, label="this model"),
+            Line2D([], [], color=GREEN, linewidth=1.6, linestyle="--", label="best possible"),
+            Line2D([], [], color=GREY, linewidth=1.2, linestyle=":", label="knows nothing"),
+        ],
+        loc="outside lower left",
+        ncols=3,
+        columnspacing=1,
+    )
+    by_threshold = [
+        Line2D([], [], color=VERMILLION, linewidth=2.2, label="failures"),
+        Line2D([], [], color=BLUE, linewidth=2.2, linestyle="-.", label="others"),
+        *_threshold_handles(threshold, None),
+    ]
+    figure.legend(handles=by_threshold, loc="outside lower right", ncols=3, columnspacing=1)
+    return figure
+
+
 # --------------------------------------------------------------------------------------------- rows of dots
 
 
@@ -376,13 +626,16 @@ def kinds(means: Sequence[KindMeans]) -> Figure:
 def dot_panels(
     panels: Sequence[tuple[str, Sequence[Dot], tuple[float, float] | None]],
     legend: Sequence[tuple[str, str, str]] = (),
+    lines: Mapping[str, tuple[float, str]] | None = None,
 ) -> Figure:
     """Numbers as dots in rows, with their intervals; the same rows in every panel.
 
     Args:
         panels: name of the number, a dot a row, and the range to show at least.
         legend: label, colour and marker of what needs to be explained.
+        lines: by name of the number, where a line is drawn across all rows, and what it is.
     """
+    lines = lines or {}
     _, first, _ = panels[0]
     figure = Figure(
         figsize=(WIDTH, 0.85 + (0.35 if legend else 0) + _row_height(len(first)) * max(2, len(first))),
@@ -390,9 +643,16 @@ def dot_panels(
     )
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, dots, least) in zip(grid, panels, strict=True):
-        for row, dot in enumerate(dots):
-            _draw_dot(axes, row, dot)
-        axes.set(xlabel=title, xlim=_range(dots, least), ylim=(len(dots) - 0.5, -0.5))
+        _draw_dots(axes, dots)
+        shown = (*(least or ()), *((lines[title][0],) if title in lines else ()))
+        axes.set(xlabel=title, xlim=_range(dots, shown), ylim=(len(dots) - 0.5, -0.5))
+        if title in lines:
+            at, what = lines[title]
+            axes.axvline(at, color=DARK, linewidth=1.1, linestyle="--", zorder=1)
+            inner = "right" if at > sum(axes.get_xlim()) / 2 else "left"
+            axes.annotate(
+                what, (at, 1.01), xycoords=("data", "axes fraction"), ha=inner, fontsize=9, color=DARK
+            )
         axes.xaxis.set_major_locator(MaxNLocator(6 if len(panels) == 1 else 4))
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
@@ -509,13 +769,24 @@ def loss_curves(curves: Sequence[Curve]) -> Figure:
     rows = -(-len(curves) // 2)
     figure = Figure(figsize=(WIDTH, 0.5 + 2.6 * rows), layout="constrained")
     grid = list(figure.subplots(rows, 2, squeeze=False).flat)
-    nothing = float("nan")
     for axes, curve in zip(grid, curves, strict=False):
-        for values in curve.sites.values():
-            points = [nothing if value is None else value for value in values]
-            axes.plot(curve.rounds, points, color=GREY, linewidth=0.8, alpha=0.7, marker=".", markersize=3)
-        means = [nothing if value is None else value for value in curve.loss]
-        axes.plot(curve.rounds, means, color=BLUE, linewidth=2.2, marker="o", markersize=3.5)
+        each, means = [_numbers(values) for values in curve.sites.values()], _numbers(curve.loss)
+        few = len(curve.rounds) <= _MARKED_ROUNDS
+        if len(each) > MOST_LINES:
+            for (low, high), color in zip(_bands(np.array(each)), (PALE, "#b0b0b0"), strict=True):
+                axes.fill_between(curve.rounds, low, high, color=color, linewidth=0)
+        else:
+            for points in each:
+                axes.plot(
+                    curve.rounds,
+                    points,
+                    color=GREY,
+                    linewidth=0.8,
+                    alpha=0.7,
+                    marker="." if few else "",
+                    markersize=3,
+                )
+        axes.plot(curve.rounds, means, color=BLUE, linewidth=2.2, marker="o" if few else "", markersize=3.5)
         if curve.failed:
             axes.plot(
                 curve.failed,
@@ -534,10 +805,16 @@ def loss_curves(curves: Sequence[Curve]) -> Figure:
         axes.grid(axis="y")
     for axes in grid[len(curves) :]:
         axes.set_visible(False)
-    handles = [
+    handles: list[Any] = [
         Line2D([], [], color=BLUE, linewidth=2.2, marker="o", markersize=3.5, label="mean over the sites"),
-        Line2D([], [], color=GREY, linewidth=0.8, marker=".", markersize=3, label="one site"),
     ]
+    if any(len(curve.sites) <= MOST_LINES for curve in curves):
+        handles.append(Line2D([], [], color=GREY, linewidth=0.8, marker=".", markersize=3, label="one site"))
+    if any(len(curve.sites) > MOST_LINES for curve in curves):
+        handles += [
+            Patch(color="#b0b0b0", label="middle 80 % of the sites"),
+            Patch(color=PALE, label="all sites"),
+        ]
     if any(curve.failed for curve in curves):
         handles.append(
             Line2D(
@@ -554,6 +831,23 @@ def loss_curves(curves: Sequence[Curve]) -> Figure:
     return figure
 
 
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """Numbers to draw, with a gap where there is none."""
+    return [float("nan") if value is None else value for value in values]
+
+
+def _bands(sites: NDArray[np.float64]) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """From `[sites, rounds]` numbers the ends, over rounds, of all of them and of the middle 80 %."""
+    # A round that nobody told of has no ends; numpy would warn of each.
+    told = np.isfinite(sites).any(axis=0)
+    bands = []
+    for tail in (0, 10):
+        ends = np.full((2, sites.shape[1]), np.nan)
+        ends[:, told] = np.nanpercentile(sites[:, told], (tail, 100 - tail), axis=0)
+        bands.append((ends[0], ends[1]))
+    return bands
+
+
 @_drawn
 def time_bars(bars: Sequence[tuple[str, float, str]], *, others: str = "") -> Figure:
     """How long each phase took.
@@ -565,23 +859,25 @@ def time_bars(bars: Sequence[tuple[str, float, str]], *, others: str = "") -> Fi
     figure = Figure(figsize=(WIDTH, 0.75 + 0.3 * max(2, len(bars))), layout="constrained")
     axes = figure.subplots()
     longest = max([seconds for _, seconds, _ in bars] + [1.0])
-    in_minutes = longest >= 120
+    unit, divisor = next(
+        (name, seconds) for name, seconds in _UNITS if longest >= 2 * seconds or seconds == 1
+    )
     for row, (name, seconds, text) in enumerate(bars):
         apart = bool(others) and name.startswith(others)
         look: dict[str, Any] = (
             {"facecolor": "white", "edgecolor": GREEN, "hatch": "////"} if apart else {"color": BLUE}
         )
-        axes.barh(row, seconds / (60 if in_minutes else 1), height=0.62, **look)
+        axes.barh(row, seconds / divisor, height=0.62, **look)
         axes.annotate(
             text,
-            (seconds / (60 if in_minutes else 1), row),
+            (seconds / divisor, row),
             xytext=(5, 0),
             textcoords="offset points",
             va="center_baseline",
             fontsize=9,
         )
-    axes.set(xlabel="minutes" if in_minutes else "seconds", ylim=(len(bars) - 0.5, -0.5))
-    axes.set_xlim(0, longest / (60 if in_minutes else 1) * 1.12)
+    axes.set(xlabel=unit, ylim=(len(bars) - 0.5, -0.5))
+    axes.set_xlim(0, longest / divisor * 1.12)
     axes.grid(axis="x")
     _name_rows(axes, [name for name, _, _ in bars], length=32)
     return figure
@@ -645,19 +941,38 @@ def _threshold_handles(threshold: float | None, keep_from: float | None) -> list
     return lines
 
 
-def _draw_dot(axes: Axes, row: int, dot: Dot) -> None:
-    if dot.small:
-        axes.plot(dot.small, [row + 0.2] * len(dot.small), ".", color=GREY, markersize=6)
-    if dot.value is None:
-        axes.text(0.01, row, "-", transform=axes.get_yaxis_transform(), va="center", color=DARK)
-    else:
-        if dot.low is not None and dot.high is not None:
-            axes.plot([dot.low, dot.high], [row, row], color=dot.color, linewidth=2.4, alpha=0.55)
-        axes.plot(dot.value, row, marker=dot.marker, markersize=8, color=dot.color, clip_on=False, zorder=3)
-    if dot.note:
-        axes.annotate(
-            dot.note, (1.015, row), xycoords=("axes fraction", "data"), va="center_baseline", fontsize=9
+def _draw_dots(axes: Axes, dots: Sequence[Dot]) -> None:
+    """Each in its row; all that look alike as one drawing, which of many sites is several times as fast."""
+    size = 8 if len(dots) <= _CROWDED else 5.5
+    looks = dict.fromkeys((dot.color, dot.marker) for dot in dots if dot.value is not None)
+    for color, marker in looks:
+        rows = [row for row, dot in enumerate(dots) if (dot.color, dot.marker) == (color, marker)]
+        ends = [(dots[row].low, dots[row].high, row) for row in rows]
+        known = [(low, high, row) for low, high, row in ends if low is not None and high is not None]
+        axes.hlines(
+            [row for _, _, row in known],
+            [low for low, _, _ in known],
+            [high for _, high, _ in known],
+            color=color,
+            linewidth=2.4,
+            alpha=0.55,
         )
+        axes.plot(
+            _numbers([dots[row].value for row in rows]),
+            rows,
+            linestyle="none",
+            marker=marker,
+            markersize=size,
+            color=color,
+            clip_on=False,
+            zorder=3,
+        )
+    for row, dot in enumerate(dots):
+        if dot.small:
+            axes.plot(dot.small, [row + 0.2] * len(dot.small), ".", color=GREY, markersize=6)
+        if dot.value is None:
+            axes.text(0.01, row, "-", transform=axes.get_yaxis_transform(), va="center", color=DARK)
+    _row_texts(axes, 1.015, [dot.note for dot in dots], ha="left")
 
 
 def _scale(axes: Axes, values: Sequence[float]) -> None:
@@ -681,23 +996,34 @@ def _plain_number(value: float, _position: float) -> str:
     return f"{value:g}" if abs(value) < 1e4 else f"{value:,.0f}".replace(",", "\u202f")
 
 
-def _range(dots: Sequence[Dot], least: tuple[float, float] | None) -> tuple[float, float]:
+def _range(dots: Sequence[Dot], least: Sequence[float]) -> tuple[float, float]:
     """From the smallest to the largest of all that is drawn, and a little more."""
     values = [value for dot in dots for value in (dot.value, dot.low, dot.high, *dot.small)]
-    known = [value for value in values if value is not None] + list(least or ())
+    known = [value for value in values if value is not None] + list(least)
     low, high = (min(known), max(known)) if known else (0.0, 1.0)
     margin = 0.04 * (high - low) or 0.05
     return low - margin, high + margin
 
 
 def _row_height(rows: int) -> float:
-    """Inches; a figure of many rows still fits on a page."""
-    return min(0.36, 9 / max(1, rows))
+    """Inches; a figure of many rows still fits on a page, and its letters never overlap."""
+    return max(_LEAST_ROW, min(0.36, 9 / max(1, rows)))
 
 
 def _name_rows(axes: Axes, names: Sequence[str], length: int = _NAME_LENGTH) -> None:
-    axes.set_yticks(range(len(names)), [_short(name, length) for name in names])
-    axes.tick_params(axis="y", length=0)
+    axes.set_yticks([])
+    _row_texts(axes, -0.012, [_short(name, length) for name in names], ha="right")
+
+
+def _row_texts(axes: Axes, at: float, texts: Sequence[str], ha: str) -> None:
+    """A text beside each row, at a place in shares of the width. They are far faster than ticks."""
+    longest = sorted(range(len(texts)), key=lambda row: len(texts[row]), reverse=True)[:_MEASURED]
+    for row, text in enumerate(texts):
+        if text:
+            drawn = axes.text(
+                at, row, text, transform=axes.get_yaxis_transform(), ha=ha, va="center_baseline"
+            )
+            drawn.set_in_layout(row in longest)
 
 
 def _short(name: str, length: int = _NAME_LENGTH) -> str:

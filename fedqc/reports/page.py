@@ -1,6 +1,8 @@
 """A report's page: a declared list of sections with figures, tables and notes, written as one HTML file."""
 
 import base64
+import csv
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,18 @@ from fedqc.files import replacing
 from fedqc.reports.figures import with_prefix
 
 Tone = Literal["good", "caution", "bad", "plain"]
+Value = str | int | float | None
+NUMBERS = "numbers.json"
+"""All numbers of a report in one file."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a figure or a table shows, as numbers for a spreadsheet."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    """None is a number that is not known."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,8 @@ class Figure:
     caption: str
     svg: str
     """As `fedqc.reports.figures` draws it."""
+    numbers: Numbers | None = None
+    """All that is drawn; None where no file of it is written."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,16 @@ class Table:
     """All columns but the first hold numbers."""
     last_is_text: bool = False
     """The last column holds text even so."""
+    exact: Numbers | None = None
+    """The same as numbers, where cells hold several or are rounded; None: the cells are what there is."""
+
+    has_file: bool = True
+    """Whether it is worth a file of its own."""
+
+    @property
+    def numbers(self) -> Numbers | None:
+        """What is written into the table's own file."""
+        return self.exact or (Numbers(self.columns, self.rows) if self.has_file else None)
 
 
 @dataclass(frozen=True)
@@ -120,7 +146,13 @@ class Headline:
 
 
 def write_report(
-    path: Path, title: str, sections: Sequence[Section], *, headline: Headline, facts: Sequence[str] = ()
+    path: Path,
+    title: str,
+    sections: Sequence[Section],
+    *,
+    headline: Headline,
+    facts: Sequence[str] = (),
+    numbers: str | None = None,
 ) -> None:
     """Write a report: one HTML file without scripts that asks nothing of the network.
 
@@ -130,7 +162,12 @@ def write_report(
         sections: in the order of the page.
         headline: stands at the top.
         facts: stand under the title, such as when it ran.
+        numbers: name of a folder beside the report for what its figures and tables show: a CSV file each, to
+            which the captions lead, and `numbers.json` with all of it; None: no such files.
     """
+    files = [] if numbers is None else _number_files(sections)
+    if numbers is not None:
+        _write_numbers(path.parent / numbers, title, files)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("fedqc.reports"),
         autoescape=True,
@@ -140,8 +177,13 @@ def write_report(
     )
     environment.filters["prose"] = _prose
     environment.filters["inline"] = _inline
+    environment.filters["id"] = id
     page = environment.get_template("report.html.jinja").render(
-        title=title, sections=sections, headline=headline, facts=facts
+        title=title,
+        sections=sections,
+        headline=headline,
+        facts=facts,
+        files={id(one.part): f"{numbers}/{one.name}" for one in files},
     )
     with replacing(path) as aside:
         aside.write_text(page, encoding="utf-8")
@@ -151,6 +193,54 @@ def is_report(path: Path) -> bool:
     """Whether a file is a report that was written by `write_report`."""
     with path.open("rb") as file:
         return b'<meta name="generator" content="fedqc">' in file.read(4096)
+
+
+@dataclass(frozen=True)
+class _NumberFile:
+    """A CSV file beside the report."""
+
+    name: str
+    section: str
+    part: Figure | Table
+    numbers: Numbers
+
+
+def _number_files(sections: Sequence[Section]) -> list[_NumberFile]:
+    """One for each figure and table, called after its section and title, so that a reader finds it."""
+    files: dict[str, _NumberFile] = {}
+    for section in sections:
+        for part in section.parts:
+            if not isinstance(part, Figure | Table) or part.numbers is None:
+                continue
+            name = re.sub(r"[^a-z0-9]+", "-", f"{section.slug} {part.title}".lower()).strip("-")
+            while f"{name}.csv" in files:
+                name += "-too"
+            files[f"{name}.csv"] = _NumberFile(f"{name}.csv", section.title, part, part.numbers)
+    return list(files.values())
+
+
+def _write_numbers(folder: Path, title: str, files: Sequence[_NumberFile]) -> None:
+    """Write what figures and tables show; what an earlier report had and this one has not goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in {one.name for one in folder.glob("*.csv")} - {one.name for one in files}:
+        (folder / old).unlink()
+    for one in files:
+        with replacing(folder / one.name) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(one.numbers.columns)
+            writer.writerows(one.numbers.rows)
+    parts = [
+        {
+            "section": one.section,
+            "title": one.part.title,
+            "file": one.name,
+            "columns": one.numbers.columns,
+            "rows": one.numbers.rows,
+        }
+        for one in files
+    ]
+    with replacing(folder / NUMBERS) as aside:
+        aside.write_text(json.dumps({"report": title, "parts": parts}) + "\n", encoding="utf-8")
 
 
 def _prose(text: str) -> Markup:

@@ -83,11 +83,13 @@ def with_interval(value: float | None, interval: Sequence[float] | None, digits:
     return f"{number(value, digits)} ({number(low, digits)} to {number(high, digits)})"
 
 
-def percent_with_interval(share: float | None, interval: Sequence[float] | None) -> str:
+def percent_with_interval(share: float | None, interval: Sequence[float | None] | None) -> str:
     """A share as per cent, with its interval in brackets."""
     if share is None or interval is None:
         return percent(share)
     low, high = interval
+    if low is None or high is None:
+        return percent(share)
     return f"{percent(share)} ({100 * low:.0f} to {100 * high:.0f})"
 
 

@@ -180,7 +180,8 @@ class LivePage:
             basis = [*run.get("done", ()), str(run.get("outcome"))]
             if self._report is None or self._report[0] != basis:
                 with tempfile.TemporaryDirectory() as folder:  # the run writes its own
-                    path = build_coordinator_report(self._folder, Path(folder) / "report.html")
+                    path = Path(folder) / "report.html"
+                    build_coordinator_report(self._folder, path, numbers=None)  # the page serves no files
                     self._report = (basis, path.read_text(encoding="utf-8"))
             return self._report[1]
 

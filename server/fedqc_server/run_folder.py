@@ -6,6 +6,7 @@ statistics.json   what the sites said, phase by phase
 checkpoints/      of each network in training, the state after the last finished round
 models/           qc and segmentation, each as it was when its training ended
 report.html       all of it for people
+report/           the numbers of its figures and tables
 """
 
 import json

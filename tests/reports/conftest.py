@@ -60,10 +60,14 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     drawings = (
         "quality_histograms",
         "decision_bars",
+        "agreement_panels",
+        "count_map",
         "dot_panels",
         "intensity_bands",
         "label_histograms",
         "loss_curves",
+        "quality_map",
+        "risk_coverage",
         "strips",
         "time_bars",
     )
@@ -136,12 +140,29 @@ def run_folder(tmp_path: Path) -> Path:
         "volume_ml.core.mean": 2.5,
         "volume_ml.core.sd": 0.4,
     }
+    failures, others = [0] * 100, [0] * 100
+    failures[20], failures[74], others[70], others[95] = 5000, 4000, 4000, 6000
+    calibration = {
+        "samples": 30,
+        "r": 0.97,
+        "mae": 0.04,
+        "rmse": 0.05,
+        "auroc": 0.99,
+        "bias": -0.02,
+        "difference_sd": 0.06,
+        "profile.labels": [-1, 8, -1, 12, 8],
+        "profile.predicted": [-1.0, 0.25, -1.0, 0.7, 0.95],
+        "profile.true": [-1.0, 0.31, -1.0, 0.72, 0.96],
+        "profile.sd": [-1.0, 0.08, -1.0, 0.06, -1.0],
+        "failures": failures,
+        "others": others,
+    }
     statistics = {
         "sites": {
             site: {
                 "summarise": data,
                 "cross-check": {"references": 10, "quality_mean": 0.9, "quality_sd": 0.05},
-                "calibrate": {"samples": 30, "r": 0.97, "mae": 0.04, "rmse": 0.05, "auroc": 0.99},
+                "calibrate": calibration,
                 "score": score,
                 "evaluate.segmentation": {
                     "cases": 5,
@@ -151,6 +172,10 @@ def run_folder(tmp_path: Path) -> Path:
                 },
             }
             for site in sites
+        },
+        "calibration": {
+            "failures": [len(sites) * mass for mass in failures],
+            "others": [len(sites) * mass for mass in others],
         },
         "train": {"qc": rounds(3, sites), "segmentation": rounds(2, sites)},
         "failed": {"summarise": {}},

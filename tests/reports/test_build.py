@@ -1,3 +1,4 @@
+import csv
 import json
 import re
 from collections.abc import Callable
@@ -7,14 +8,16 @@ from typing import Any
 import pytest
 
 from fedqc.reports import figures
-from fedqc.reports.build import build_coordinator_report, coordinator_sections, decisions, read_run
+from fedqc.reports.build import build_coordinator_report, coordinator_sections
 from fedqc.reports.page import Figure, Headline, Note, Section, Table, write_report
+from fedqc.reports.record import decisions, read_run
 
 Change = Callable[..., None]
 ReadPage = Callable[[Path], Any]
 SECTIONS = [
     "consortium",
     "quality",
+    "overall",
     "references",
     "calibration",
     "segmentation",
@@ -44,7 +47,7 @@ def section_text(path: Path, slug: str) -> str:
 
 
 def test_complete_run_has_every_section_with_its_figure(run_folder: Path) -> None:
-    sections = {section.slug: section for section in coordinator_sections(run_folder)}
+    sections = {section.slug: section for section in coordinator_sections(read_run(run_folder))}
     assert list(sections) == SECTIONS
     kinds = {slug: [part.kind for part in section.parts] for slug, section in sections.items()}
     with_figure = {slug for slug, parts in kinds.items() if "figure" in parts}
@@ -62,7 +65,8 @@ def test_page_is_whole_self_contained_and_holds_no_image(run_folder: Path, read_
     assert "data:image" not in path.read_text(encoding="utf-8")
     inside = [link for link in page.links if link.startswith("#")]
     assert {link.removeprefix("#") for link in inside} <= set(page.ids)
-    assert set(page.links) - set(inside) == {"data:,"}
+    beside = set(page.links) - set(inside) - {"data:,"}
+    assert beside == {f"report/{file.name}" for file in (run_folder / "report").glob("*.csv")}
     assert "http" not in re.sub(r'xmlns="[^"]+"', "", path.read_text(encoding="utf-8"))
     assert not re.search(r"\b(nan|None|undefined)\b", page.text)
 
@@ -213,7 +217,7 @@ def test_hidden_numbers_are_dashes_with_the_reason(run_folder: Path, change: Cha
     change("statistics.json", ("sites", "north", "score"), {"candidates": 20, "decisions.keep": 15})
     path = build_coordinator_report(run_folder)
     text = " ".join(section_text(path, "quality").split())
-    assert "north 20 15 - - 25 % - -" in text
+    assert "north 20 15 - - 75 % (53 to 89) - -" in text
     assert "fewer than 4 patients" in text
     assert "north may not tell any bin." in text
     html = path.read_text(encoding="utf-8")
@@ -298,14 +302,90 @@ def test_run_without_segmentation_says_so(run_folder: Path, change: Change) -> N
 
 @TEXT_ONLY
 def test_of_many_sites_the_first_are_shown(run_folder: Path) -> None:
-    names = [f"site-{number:03d}" for number in range(50)]
+    names = [f"site-{number:03d}" for number in range(110)]
     content = json.loads((run_folder / "statistics.json").read_text())
     content["sites"] = dict.fromkeys(names, content["sites"]["north"])
     (run_folder / "statistics.json").write_text(json.dumps(content))
     text = section_text(build_coordinator_report(run_folder), "quality")
-    assert "The first 40 of" in text
-    assert "site-036" in text
-    assert "site-040" not in text
+    assert "The first 100 of 110 sites are shown" in text
+    assert "site-109" in text  # the table has all
+
+
+@TEXT_ONLY
+def test_segmentation_over_all_sites_stands_first(run_folder: Path, change: Change) -> None:
+    change(
+        "statistics.json",
+        ("sites", "west", "evaluate.segmentation"),
+        {"cases": 10, "dice_mean": 0.6, "dice_sd": 0.1},
+    )
+    path = build_coordinator_report(run_folder)
+    text = " ".join(section_text(path, "segmentation").split())
+    # 5, 5 and 10 cases; squares within 4 + 4 + 9 times 0.01, between 20 times 0.01
+    assert "Over all sites: a mean Dice of 0.700 (0.639 to 0.761) on 20 reference cases" in text
+    assert "all sites 20 0.700 ± 0.140 0.800 north" in text
+    assert "0.700" in path.read_text(encoding="utf-8").split("</header>")[0]
+
+
+# ------------------------------------------------------------------------------------------- the numbers
+
+
+def numbers_of(folder: Path, name: str) -> list[list[str]]:
+    with (folder / "report" / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))
+
+
+@TEXT_ONLY
+def test_every_figure_and_table_has_its_numbers_beside_it(run_folder: Path) -> None:
+    path = build_coordinator_report(run_folder)
+    together = json.loads((run_folder / "report" / "numbers.json").read_text())
+    html = path.read_text(encoding="utf-8")
+    drawn = [
+        part
+        for section in coordinator_sections(read_run(run_folder))
+        for part in section.parts
+        if isinstance(part, Figure) or (isinstance(part, Table) and part.has_file)
+    ]
+    assert [one["title"] for one in together["parts"]] == [part.title for part in drawn]
+    for one in together["parts"]:
+        assert f'href="report/{one["file"]}"' in html
+        columns, *rows = numbers_of(run_folder, one["file"])
+        assert columns == one["columns"]
+        assert rows == [["" if value is None else str(value) for value in row] for row in one["rows"]]
+        assert all(len(row) == len(columns) for row in rows)
+
+
+@TEXT_ONLY
+def test_numbers_of_the_sites(run_folder: Path, change: Change) -> None:
+    change("statistics.json", ("sites", "north", "score", "quality"), [8, -1, -1, 0, 0, 0, 0, 0, 0, 9])
+    change("statistics.json", ("sites", "north", "summarise", "left_out.empty-label"), 4)
+    build_coordinator_report(run_folder)
+    columns, north, *_ = numbers_of(run_folder, "quality-predicted-quality-at-each-site.csv")
+    assert columns[:3] == ["site", "0 to 0.1", "0.1 to 0.2"]
+    assert north == ["north", "8", "", "", "0", "0", "0", "0", "0", "0", "9"]
+    columns, north, south, _ = numbers_of(run_folder, "consortium-cases-left-out-by-problem.csv")
+    assert (columns, north, south) == (["site", "empty-label"], ["north", "4"], ["south", ""])
+    columns, north, *_ = numbers_of(run_folder, "quality-share-of-the-annotations-that-is-kept.csv")
+    assert columns[:4] == ["site", "share kept", "share kept, low end", "share kept, high end"]
+    assert [north[0], *(round(float(end), 3) for end in north[1:4])] == ["north", 0.6, 0.387, 0.781]
+
+
+@TEXT_ONLY
+def test_numbers_of_an_earlier_report_go(run_folder: Path, change: Change) -> None:
+    build_coordinator_report(run_folder)
+    file = run_folder / "report" / "segmentation-segmentation-in-numbers.csv"
+    assert file.is_file()
+    change("statistics.json", ("train", "segmentation"), None)
+    for site in ("north", "south", "west"):
+        change("statistics.json", ("sites", site, "evaluate.segmentation"), None)
+    build_coordinator_report(run_folder)
+    assert not file.exists()
+
+
+def test_a_report_without_numbers_leads_to_none(run_folder: Path, tmp_path: Path) -> None:
+    path = build_coordinator_report(run_folder, tmp_path / "live.html", numbers=None)
+    assert {file.name for file in tmp_path.iterdir()} == {"live.html", "run"}
+    assert not (run_folder / "report").exists()
+    assert "Numbers:" not in path.read_text(encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------- the page

@@ -1,14 +1,20 @@
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from xml.etree import ElementTree
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 
+from fedqc.metrics.agreement import LimitsOfAgreement
 from fedqc.reports import figures
 from fedqc.reports.figures import Curve, Dot, KindMeans, Points
+from fedqc.statistics.pooled import ProfileBin, RiskCoverage
 
+POOLED = [ProfileBin(0.2, 0.4, 10, 0.3, 0.35, 0.1), ProfileBin(0.8, 1.0, 30, 0.9, 0.88, None)]
+CURVE = RiskCoverage(np.linspace(5, 0, 101), np.linspace(9, 0, 101) ** 0.5)
 POINTS = Points("kept", [0.1, 0.9], [0.2, 0.8], figures.BLUE, "o")
 DRAWINGS: dict[str, Callable[[], str]] = {
     "histograms": lambda: figures.quality_histograms(
@@ -20,6 +26,22 @@ DRAWINGS: dict[str, Callable[[], str]] = {
         {"north": {"keep": 5, "review": 2, "drop": 3}, "south": {"keep": 9, "review": None, "drop": None}}
     ),
     "scatter": lambda: figures.scatter_panels([("all", POINTS)]),
+    "quality map": lambda: figures.quality_map(
+        {"north": [-1, 3, 0, 0, 0, 0, 0, 0, 2, 9], "south": [0] * 9 + [4]},
+        [15, 4],
+        threshold=0.75,
+        keep_from=0.8,
+    ),
+    "counts": lambda: figures.count_map(
+        {"north": [3, None], "south": [None, 40]}, ["empty label", "missing file"], "cases"
+    ),
+    "agreement": lambda: figures.agreement_panels(
+        POOLED, [*POOLED, *POOLED], LimitsOfAgreement(40, -0.02, 0.1, -0.216, 0.176)
+    ),
+    "risk": lambda: figures.risk_coverage(CURVE, CURVE, 0.75),
+    "risk without failures": lambda: figures.risk_coverage(
+        RiskCoverage(np.zeros(101), CURVE.others), RiskCoverage(np.zeros(101), CURVE.others), None
+    ),
     "candidates": lambda: figures.candidates([POINTS], 0.75, {"north": ([0.9, 0.95], [0.1])}),
     "kinds": lambda: figures.kinds(
         [KindMeans("shift", False, 0.5, 0.6, 0.1), KindMeans("flip", True, 0, 0, 0)]
@@ -39,6 +61,13 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     ),
     "losses": lambda: figures.loss_curves(
         [Curve("QC", [1, 2], [0.9, None], {"north": [0.9, None]}, failed=[2])]
+    ),
+    "losses of many": lambda: figures.loss_curves(
+        [Curve("QC", [1, 2, 3], [0.9, None, 0.5], {str(one): [0.9, None, one / 30] for one in range(30)})]
+    ),
+    "dots with a line": lambda: figures.dot_panels(
+        [("MAE", [Dot("north", 0.1), Dot("south", 0.2, color=figures.VERMILLION, marker="X")], (0, 0.1))],
+        lines={"MAE": (0.3, "at most 0.3")},
     ),
     "times": lambda: figures.time_bars(
         [("train.qc", 300.0, "5 min"), ("arm random", 60.0, "60 s")], others="arm "
@@ -134,6 +163,37 @@ def test_numbers_far_apart_are_written_out() -> None:
     texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
     assert "10\u202f000" in texts
     assert not any("$" in (text or "") or "e+" in (text or "") for text in texts)
+
+
+def test_a_map_is_darker_where_more_of_a_sites_own_lie() -> None:
+    def fills(counts: list[int], total: int) -> Counter[str]:
+        svg = figures.quality_map({"a": counts}, [total], threshold=None, keep_from=None)
+        return Counter(re.findall(r"fill: (#\w+|url)", svg))
+
+    halves, few = fills([5, 5], 10), fills([5, 5], 1000)
+    assert [*(halves - few).values()] == [2]  # bins of one shade, which is that of 50 % in the legend
+    assert (halves - few).keys() < few.keys()
+    assert halves == fills([50, 50], 100)
+    assert fills([-1, 5], 10)["url"] == halves["url"] + 1
+
+
+def test_counts_stand_in_their_fields() -> None:
+    root = ElementTree.fromstring(drawing("counts"))
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert {"3", "40", "empty label", "missing file", "north", "south"} <= set(texts)
+
+
+def test_limits_stand_at_their_lines() -> None:
+    with_limits = drawing("agreement")
+    assert all(text in with_limits for text in ("-0.02", "-0.22", "+0.18", "limits of agreement"))
+    assert "limits of agreement" not in figures.agreement_panels(POOLED, [], None)
+
+
+def test_many_sites_are_a_band_and_few_are_lines() -> None:
+    assert "middle 80 % of the sites" in drawing("losses of many")
+    assert "one site" not in drawing("losses of many")
+    assert "one site" in drawing("losses")
+    assert "all sites" not in drawing("losses")
 
 
 def test_forty_rows_still_fit_on_a_page() -> None:

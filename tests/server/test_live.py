@@ -157,7 +157,8 @@ def test_only_who_has_the_address_sees_it(folder: Folder) -> None:
 def test_the_report_is_made_anew_behind_each_phase(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
-    def build(folder: Path, path: Path) -> Path:
+    def build(folder: Path, path: Path, *, numbers: str | None) -> Path:
+        assert numbers is None  # nobody could open them
         made.append(len(made))
         path.write_text(f"report {len(made)}")
         return path
