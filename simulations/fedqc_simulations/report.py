@@ -14,13 +14,12 @@ from fedqc.curation.manifest import Entry, read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.reports import figures
 from fedqc.reports.build import (
-    RunRecord,
+    NUMBERS_FOLDER,
     coordinator_headline,
     coordinator_sections,
     facts,
     fault_rows,
     files_section,
-    read_run,
     suspected_notes,
     time_section,
     untrained_notes,
@@ -31,6 +30,7 @@ from fedqc.reports.page import (
     Headline,
     KeyNumber,
     Note,
+    Numbers,
     Part,
     Picture,
     Section,
@@ -39,6 +39,8 @@ from fedqc.reports.page import (
     Tone,
     write_report,
 )
+from fedqc.reports.parts import dots_figure
+from fedqc.reports.record import RunRecord, read_run
 from fedqc.reports.slices import CONTOURS, MARKED
 from fedqc.reports.words import (
     UNKNOWN,
@@ -105,7 +107,7 @@ def write_simulation_report(out: Path) -> Path:
         The report.
     """
     record, evaluation = read_run(out), _json(out / "evaluation.json")
-    of_run = {section.slug: section for section in coordinator_sections(out)}
+    of_run = {section.slug: section for section in coordinator_sections(record)}
     scored = read_scored(out, list(record.sites))
     tau = record.threshold or 0.0
     sections = [
@@ -113,6 +115,7 @@ def write_simulation_report(out: Path) -> Path:
         of_run["quality"],
         accuracy_section(evaluation, _judged([out]), scored, tau),
         _with_truth(of_run["references"], evaluation),
+        of_run["overall"],
         of_run["calibration"],
         worst_cases_section(out, scored, tau),
         arms_section(evaluation, {arm: read_run(_arm(out, arm)) for arm in ARMS}, of_run["segmentation"]),
@@ -129,6 +132,7 @@ def write_simulation_report(out: Path) -> Path:
         sections,
         headline=_headline(record, evaluation),
         facts=[*([f"errors put in: {noise}"] if noise else []), *facts(record)],
+        numbers=NUMBERS_FOLDER,
     )
     return path
 
@@ -195,6 +199,7 @@ def write_pooled_report(out: Path) -> Path:
             f"seeds {listed(str(seed) for seed in evaluation.get('seeds', ()))}",
             *(fact for fact in facts(first) if fact.startswith(("task", "fedqc"))),
         ],
+        numbers=NUMBERS_FOLDER,
     )
     return path
 
@@ -655,7 +660,7 @@ def arms_section(
                 small=tuple(value for value in small if value is not None),
             )
         )
-    figure = Figure(
+    figure = dots_figure(
         "Dice of the four arms",
         "Mean Dice on held-back patients with 95 % intervals; n is the number of annotations trained on"
         + (", over all seeds; small grey dots are single seeds" if seeds else "")
@@ -664,7 +669,8 @@ def arms_section(
         "Intervals come from resampling patients, the same ones in all arms, so arms differ more surely than "
         "overlapping intervals suggest. That another training would come out a little differently is not in "
         "them.",
-        figures.dot_panels([("mean Dice", dots, None)]),
+        [("mean Dice", dots, None)],
+        rows="arm",
     )
     regions = list(dict.fromkeys(name for arm in ARMS for name in arms[arm].get("regions", {})))
     table = Table(
@@ -681,6 +687,19 @@ def arms_section(
         ),
         "Training sets hold the candidates of all sites that the arm chose. The other columns are the Dice "
         "of each region.",
+        exact=Numbers(
+            ("arm", "trained on", "Dice", "its 95 % interval from", "to", *regions),
+            tuple(
+                (
+                    arm,
+                    arms[arm]["n_train"],
+                    arms[arm]["dice_mean"],
+                    *(arms[arm]["dice_ci"] or (None, None)),
+                    *(arms[arm]["regions"].get(name) for name in regions),
+                )
+                for arm in ARMS
+            ),
+        ),
     )
     faults = {
         arm: len(fault_rows(record))

@@ -238,6 +238,7 @@ def test_report_holds_every_section_in_order_and_its_pictures(simulation: Path) 
         "quality",
         "accuracy",
         "references",
+        "overall",
         "calibration",
         "worst",
         "segmentation",
