@@ -333,18 +333,8 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         (site.results / SELF_TEST).unlink(missing_ok=True)  # of an earlier run
     model_sha256 = _store_model(site, request, network, task, reference_files(method, references))
 
-    maps = site.results / ".error_maps.new"
-    shutil.rmtree(maps, ignore_errors=True)
-    maps.mkdir(parents=True)
-    scores: list[Score] = []
-    judged = judge(method, network, CachedCases(data.cache, data.candidates), compute)
     watch = Activity.at(site, request)
-    for case, result in judged:
-        write_error_maps(maps, result, case)
-        scores.append(replace(result, error_map=None, class_error_maps={}))  # which are large
-        watch.progress(len(scores), len(data.candidates))
-    shutil.rmtree(site.results / "error_maps", ignore_errors=True)
-    maps.replace(site.results / "error_maps")
+    scores = _scores(site, method, network, CachedCases(data.cache, data.candidates), compute, watch)
     qualities = {judgement.case_id: judgement.quality for judgement in scores}
     rule, decisions = decide(qualities, request.curation, test, request.calibration)
     if rule.suspended:
@@ -424,6 +414,28 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         rests_on,
     ]
     return Told(summary, about, _digest(request.weights), " ".join(map(str, settings)))
+
+
+def _scores(  # noqa: PLR0917 - what is scored, and how
+    site: SiteConfig,
+    method: Method,
+    network: nn.Module,
+    cases: CachedCases,
+    compute: Compute,
+    watch: Activity,
+) -> list[Score]:
+    """Score cases; their error maps lie in the results folder then, in place of those of an earlier run."""
+    maps = site.results / ".error_maps.new"
+    shutil.rmtree(maps, ignore_errors=True)
+    maps.mkdir(parents=True)
+    scores: list[Score] = []
+    for case, score in judge(method, network, cases, compute):
+        write_error_maps(maps, score, case)
+        scores.append(replace(score, error_map=None, class_error_maps={}, corrected=None))  # which are large
+        watch.progress(len(scores), len(cases))
+    shutil.rmtree(site.results / "error_maps", ignore_errors=True)
+    maps.replace(site.results / "error_maps")
+    return scores
 
 
 def _diagnoses(
