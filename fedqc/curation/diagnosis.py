@@ -42,3 +42,11 @@ class Diagnosis(FrozenModel):
     explains: Share
     """Share of the difference from the corrected label that the error explains, as a DSC."""
     repair: Repair | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What a person is told."""
+        if self.repair is None:
+            return f"Probably: {self.found}"
+        mended = f"to mend it, {self.repair.how}; the predicted DSC would then be {self.repair.quality:.2f}"
+        return f"Probably: {self.found}; {mended}"

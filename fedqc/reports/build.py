@@ -37,7 +37,14 @@ from fedqc.reports.record import (
     not_reached,
     read_run,
 )
-from fedqc.reports.sites import kept_figure, kept_share, left_out_figure, self_test_figure
+from fedqc.reports.sites import (
+    diagnosis_figure,
+    kept_figure,
+    kept_share,
+    left_out_figure,
+    self_test_figure,
+    sizes_figure,
+)
 from fedqc.reports.words import (
     UNKNOWN,
     count,
@@ -437,9 +444,27 @@ def quality_section(record: RunRecord) -> Section:
             by_site(OUTCOMES, {site: [one[name] for name in OUTCOMES] for site, one in decided.items()}),
         ),
         kept_figure(record),
+        *(figure for figure in (diagnosis_figure(record), sizes_figure(record)) if figure),
+        *_gathering_notes(scored),
         _decision_table(record),
     ]
     return Section("quality", "Annotation quality", intro, tuple(parts))
+
+
+def _gathering_notes(scored: Mapping[str, Mapping[str, Any]]) -> list[Note]:
+    """Where what is not kept gathers in groups; which groups, the sites know."""
+    where = [
+        f"{site} ({plural(one['gatherings'], 'group')})"
+        for site, one in scored.items()
+        if one.get("gatherings")
+    ]
+    if not where:
+        return []
+    text = (
+        f"What is not kept gathers in few groups of cases, such as those of one scanner, at {listed(where)}: "
+        "the site's manifest names them. Ask for a look at some before you trust the decisions there."
+    )
+    return [Note(text, "caution")]
 
 
 def total_decisions(record: RunRecord) -> dict[str, int]:

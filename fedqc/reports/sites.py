@@ -1,9 +1,11 @@
-"""The sites side by side: what each kept, how its self-test went, and what it left out."""
+"""The sites side by side: what each kept and why not, how its self-test went, and what it left out."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedqc.curation.diagnosis import Kind
+from fedqc.curation.guards import EMPTY, SIZES
 from fedqc.metrics.filtering import share_interval
 from fedqc.reports import figures
 from fedqc.reports.page import Figure
@@ -81,22 +83,65 @@ def self_test_figure(record: RunRecord) -> Figure:
 
 def left_out_figure(record: RunRecord) -> Figure | None:
     """How many cases each site left out for which problem; None where none told of any."""
-    data = record.told("summarise")
-    codes = sorted({key for told in data.values() for key in told if key.startswith("left_out.")})
-    if not codes:
-        return None
-    names = [code.removeprefix("left_out.") for code in codes]
-    table = {site: [data[site].get(code) for code in codes] for site in first(data)}
-    table = {site: row for site, row in table.items() if any(row)}
-    few = f"fewer than {record.min_count} patients" if record.min_count else "few patients"
-    return Figure(
+    return _counts_figure(
+        record,
+        "summarise",
+        "left_out",
         "Cases left out, by problem",
         "How many cases of a site cannot be used, by the code of the problem (`fedqc check` at the site "
         "names them, and says how to mend them). Look for a column that many sites share, an instruction "
-        "that was not clear, and for a site with a dark field, whose export went wrong. An empty field is a "
-        f"number that was not told: none, or {few}; sites with empty fields only are left out.{more(data)}",
-        figures.count_map(table, [name.replace("-", " ") for name in names], "cases left out"),
-        by_site(names, {site: [data[site].get(code) for code in codes] for site in data}),
+        "that was not clear, and for a site with a dark field, whose export went wrong.",
+    )
+
+
+def diagnosis_figure(record: RunRecord) -> Figure | None:
+    """What is probably wrong with each site's labels that are not kept; None where none told of any."""
+    return _counts_figure(
+        record,
+        "score",
+        "diagnosis",
+        "What is probably wrong with what is not kept",
+        "How many annotations of a site that are not kept probably have which error (the site's review page "
+        "names it for each case, with what would mend it). Look for a site with one dark field: that is one "
+        "mistake, such as classes called by each other's names or an export that flips, and it can be mended "
+        "at once. Errors that spread over the columns are work of many hands.",
+        tuple(Kind),
+    )
+
+
+def sizes_figure(record: RunRecord) -> Figure | None:
+    """What each site does not keep, by the size of its labels; None where none told of any."""
+    return _counts_figure(
+        record,
+        "score",
+        "not_kept",
+        "What is not kept, by the size of its label",
+        "Small, medium and large are thirds of a site's own labels, by volume. Good: as much of each. Bad: "
+        "nearly all in one column: then the model, or the annotators, cannot tell small structures, say, and "
+        "what is kept no longer stands for all patients.",
+        (EMPTY, *SIZES),
+    )
+
+
+def _counts_figure(  # noqa: PLR0917 - what is counted, and what to say of it
+    record: RunRecord, phase: str, table: str, title: str, caption: str, order: Sequence[str] = ()
+) -> Figure | None:
+    """The counts that sites told of named groups, such as `left_out.<code>`."""
+    told = record.told(phase)
+    keys = {key for one in told.values() for key in one if key.startswith(f"{table}.")}
+    names = {key.removeprefix(f"{table}.") for key in keys}
+    columns = [name for name in order if name in names] or sorted(names)
+    counts = {site: [one.get(f"{table}.{name}") for name in columns] for site, one in told.items()}
+    drawn = {site: counts[site] for site in first(told) if any(counts[site])}
+    if not drawn:
+        return None
+    few = f"fewer than {record.min_count} patients" if record.min_count else "few patients"
+    return Figure(
+        title,
+        f"{caption} An empty field is a number that was not told: none, or {few}; sites with empty fields "
+        f"only are left out.{more(told)}",
+        figures.count_map(drawn, [name.replace("-", " ") for name in columns], title.lower()),
+        by_site(columns, counts),
     )
 
 

@@ -183,6 +183,8 @@ def _case(entry: Entry, place: int, planes: Planes | str, task: Task) -> Gallery
         f"patient {printable(entry.patient)}",
     ]
     lines = [_decision(entry), f"{'; '.join(about)}."]
+    if entry.diagnosis:
+        lines.append(f"{entry.diagnosis.sentence}.")
     pictures: tuple[Picture, ...] = ()
     if isinstance(planes, str):
         lines.append(f"Not drawn: {planes}.")

@@ -114,6 +114,7 @@ class Worklist:
             "number": number,
             "seen": _seen(manifest, entry),
             "reason": entry.reason,
+            "diagnosis": entry.diagnosis.sentence if entry.diagnosis else None,
             "regions": entry.regions,
             "interval": entry.interval,
             "volumes": [

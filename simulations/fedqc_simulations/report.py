@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedqc.cases.layouts import find_cases
+from fedqc.curation.diagnosis import Kind
 from fedqc.curation.manifest import Entry, read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.reports import figures
@@ -50,6 +51,7 @@ from fedqc.reports.words import (
     listed,
     mean_sd,
     number,
+    percent,
     percent_with_interval,
     plural,
     with_interval,
@@ -387,6 +389,8 @@ def accuracy_section(
     if scored:
         parts.append(_candidates_figure(scored, tau, by_site=by_site))
     parts.append(_curation_table(evaluation["curation"]))
+    if evaluation.get("diagnosis", {}).get("n"):
+        parts.append(_diagnosis_figure(evaluation["diagnosis"]))
     return Section("accuracy", title, intro, tuple(parts))
 
 
@@ -445,6 +449,26 @@ def _agreement_table(qc: Mapping[str, Any]) -> Table:
         tuple(rows),
         "rho: rank correlation. Error-map DSC: median overlap of the predicted with the true error map. A "
         "dash is a number that cannot be computed, such as a correlation of fewer than three annotations.",
+    )
+
+
+def _diagnosis_figure(diagnosis: Mapping[str, Any]) -> Figure:
+    by_kind = diagnosis["by_kind"]
+    said = [kind for kind in Kind if any(kind in one for one in by_kind.values())]
+    counts = {kind_in_words(kind): [one.get(name, 0) for name in said] for kind, one in by_kind.items()}
+    right = f"{percent(diagnosis['right'])} of {plural(diagnosis['n'], 'spoiled annotation')}"
+    return Figure(
+        "What was said to be wrong, beside what was",
+        "In each row, annotations that were not kept by what was done to them; in each column, by what the "
+        "sites were told is probably wrong. Good: one dark field a row, under the row's own name (stale "
+        "labels under another patient: they are told alike). Bad: a row that spreads, whose errors look like "
+        f"others. {right} are told right.",
+        figures.count_map(
+            {kind: [number or None for number in row] for kind, row in counts.items()},
+            [name.replace("-", " ") for name in said],
+            "annotations that were not kept",
+        ),
+        Numbers(("kind", *said), tuple((kind, *row) for kind, row in counts.items())),
     )
 
 

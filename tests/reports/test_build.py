@@ -370,6 +370,27 @@ def test_numbers_of_the_sites(run_folder: Path, change: Change) -> None:
 
 
 @TEXT_ONLY
+def test_what_is_wrong_with_labels_by_site(run_folder: Path, change: Change, read_page: ReadPage) -> None:
+    page = read_page(build_coordinator_report(run_folder))
+    for title in ("What is probably wrong", "by the size of its label", "gathers in few groups"):
+        assert title not in page.text  # of which nobody told
+    change("statistics.json", ("sites", "north", "score", "diagnosis.shift"), 12)
+    change("statistics.json", ("sites", "north", "score", "diagnosis.flip"), 11)
+    change("statistics.json", ("sites", "south", "score", "diagnosis.shift"), 10)
+    change("statistics.json", ("sites", "south", "score", "not_kept.small"), 10)
+    change("statistics.json", ("sites", "south", "score", "gatherings"), 2)
+    page = read_page(build_coordinator_report(run_folder))
+    assert "gathers in few groups of cases, such as those of one scanner, at south (2 groups)" in page.text
+    columns, north, south, _ = numbers_of(
+        run_folder, "quality-what-is-probably-wrong-with-what-is-not-kept.csv"
+    )
+    assert columns == ["site", "flip", "shift"]  # the simpler kinds first
+    assert (north, south) == (["north", "11", "12"], ["south", "", "10"])
+    columns, _, south, _ = numbers_of(run_folder, "quality-what-is-not-kept-by-the-size-of-its-label.csv")
+    assert (columns, south) == (["site", "small"], ["south", "10"])
+
+
+@TEXT_ONLY
 def test_numbers_of_an_earlier_report_go(run_folder: Path, change: Change) -> None:
     build_coordinator_report(run_folder)
     file = run_folder / "report" / "segmentation-segmentation-in-numbers.csv"

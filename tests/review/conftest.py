@@ -7,6 +7,7 @@ import pytest
 
 from fedqc.cases.volumes import sha256_file, write_volume
 from fedqc.config import CurationConfig, load_site
+from fedqc.curation.diagnosis import Diagnosis, Kind, Repair
 from fedqc.curation.guards import Gathering
 from fedqc.curation.manifest import MANIFEST, Entry, InputFile, Manifest, UsedModel, UsedRule, write_manifest
 from fedqc.curation.rules import ThresholdRule
@@ -26,6 +27,12 @@ ball = ["core", "rim"]
 """
 QUALITIES = {"good": 0.97, "near": 0.78, "bad": 0.3, "<b>odd</b> & 'case'": 0.7}
 SIDE = 24
+DIAGNOSIS = Diagnosis(
+    kind=Kind.SHIFT,
+    found="moved by 2.0 mm to the left",
+    explains=0.9,
+    repair=Repair(how="move it by 2.0 mm to the right", quality=0.93),
+)
 
 
 def write_site(folder: Path, qualities: dict[str, float] | None = None) -> Path:
@@ -61,6 +68,7 @@ def write_site(folder: Path, qualities: dict[str, float] | None = None) -> Path:
                 interval=(quality - 0.1, min(1.0, quality + 0.1)),
                 decision=decisions[case].outcome,
                 reason=decisions[case].reason,
+                diagnosis=DIAGNOSIS if case == "bad" else None,
                 files={
                     role: InputFile(path=path, sha256=sha256_file(folder / "data" / path))
                     for role, path in paths.items()

@@ -101,6 +101,7 @@ def overruled(site: Path) -> dict[str, Overruled]:
 def test_the_first_case_is_drawn_with_its_label_and_errors(page: Page) -> None:
     expect(page.locator("#name")).to_have_text("near")
     expect(page.locator("#verdict")).to_contain_text("to decide: predicted DSC 0.780 is in the review band")
+    expect(page.locator("#diagnosis")).to_be_empty()
     expect(page.locator("#warnings")).to_contain_text("scanner 'old'")
     assert "#" not in page.url
     with_all = page.locator("#viewer").screenshot()
@@ -114,6 +115,13 @@ def test_the_first_case_is_drawn_with_its_label_and_errors(page: Page) -> None:
     assert page.locator("#viewer").screenshot() == with_all
     page.keyboard.press("o")
     assert page.locator("#viewer").screenshot() != with_all
+
+
+def test_what_is_probably_wrong_is_said_beside_the_case(page: Page) -> None:
+    page.locator("#cases").get_by_text("bad").click()
+    expect(page.locator("#diagnosis")).to_contain_text("Probably: moved by 2.0 mm to the left; to mend it")
+    page.locator("#cases").get_by_text("good").click()
+    expect(page.locator("#diagnosis")).to_be_empty()
 
 
 def test_scrolling_goes_through_the_volume(page: Page) -> None:

@@ -60,6 +60,9 @@ def test_cases_that_were_not_kept_are_drawn_in_the_order_of_the_page(site: Path)
     assert "The rule did not keep 3 of 4 candidates; nobody has decided about 3 of them." in page
     assert "scanner &#39;old&#39;: 3 of 4 cases are not kept" in page
     assert "Predicted DSC 0.780, expected 0.68 to 0.88; regions: ball 0.780; patient patient-1." in page
+    assert (
+        page.count("Probably: moved by 2.0 mm to the left; to mend it, move it by 2.0 mm to the right") == 1
+    )
     drawn = pictures(page)
     assert len(drawn) == 9
     assert excess_on_the_right(drawn[0]) > 500

@@ -64,6 +64,7 @@ def test_a_case_has_its_volumes_in_the_order_of_the_task(worklist: Worklist, sit
     assert [one["name"] for one in worklist.case(0)["volumes"]] == ["t1", "t2", "label", "errors"]
     assert worklist.case(0)["volumes"][0]["file"] == "t1.nii.gz"
     assert worklist.case(0)["interval"] == (0.78 - 0.1, 0.88)
+    assert worklist.case(0)["diagnosis"] is None
     assert worklist.volume(0, "label") == site.parent / "data" / "1-label.nii.gz"
     assert worklist.volume(0, "errors") == site.parent / "results" / "error_maps" / "near.nii.gz"
     assert worklist.volume(0, "t3") is None
@@ -79,6 +80,13 @@ def test_a_case_has_its_volumes_in_the_order_of_the_task(worklist: Worklist, sit
     for number in (-1, 4):
         with pytest.raises(IndexError):
             worklist.case(number)
+
+
+def test_a_case_says_what_is_probably_wrong(worklist: Worklist) -> None:
+    assert worklist.case(worklist.ids.index("bad"))["diagnosis"] == (
+        "Probably: moved by 2.0 mm to the left; to mend it, move it by 2.0 mm to the right; the predicted "
+        "DSC would then be 0.93"
+    )
 
 
 def test_a_decision_is_on_disk_at_once(worklist: Worklist, site: Path) -> None:

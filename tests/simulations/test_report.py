@@ -111,6 +111,11 @@ EVALUATION: dict[str, Any] = {
         },
     },
     "curation": {"all": curation(2), "hospital-1": curation(1), "hospital-2": curation(1)},
+    "diagnosis": {
+        "n": 3,
+        "right": 2 / 3,
+        "by_kind": {"left-right-flip": {"flip": 1}, "shift": {"under-contouring": 1, "shift": 1}},
+    },
     "suspected": {"spoiled": [], "named": []},
     "segmentation": {
         "everything": arm(0.76, 8),
@@ -254,6 +259,21 @@ def test_report_holds_every_section_in_order_and_its_pictures(simulation: Path) 
     assert len(page.sources) == 4 + 6
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"\b(nan|None|undefined)\b", text_of(path))
+
+
+@TEXT_ONLY
+def test_diagnoses_are_laid_beside_the_truth(simulation: Path) -> None:
+    told = text_of(write_simulation_report(simulation))
+    assert "67 % of 3 spoiled annotations are told right." in told
+    name = "accuracy-what-was-said-to-be-wrong-beside-what-was.csv"
+    with (simulation / "report" / name).open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["kind", "flip", "under-contouring", "shift"],
+            ["left-right flip", "1", "0", "0"],
+            ["shift", "0", "1", "1"],
+        ]
+    write_json(simulation / "evaluation.json", EVALUATION | {"diagnosis": {"n": 0, "by_kind": {}}})
+    assert "said to be wrong" not in text_of(write_simulation_report(simulation))
 
 
 @TEXT_ONLY

@@ -157,6 +157,7 @@ function drawCase() {
   verdict.textContent = OUTCOMES[shown.outcome];
   const why = by ? ` by ${by.by}, ${by.when.slice(0, 16).replace("T", " ")}; the rule: ${shown.reason}` : `: ${shown.reason}`;
   $("verdict").replaceChildren(verdict, why);
+  $("diagnosis").textContent = shown.diagnosis ?? "";
   const facts = [];
   if (shown.stars === null) facts.push(["predicted DSC", shown.quality.toFixed(3)]);
   else facts.push(["stars, of 6", shown.stars.toFixed(1)]);
