@@ -71,7 +71,7 @@ UNTRAINED_R = 0.3
 UNTRAINED_DROPPED = 0.95
 """A model that keeps less than the rest of all annotations is more likely wrong than right."""
 MOST_FAULTS = 200
-FEW_PANELS = 7
+FEW_PANELS = 3
 """Sites that small multiples show beside all of them together, where there are too many for all."""
 NUMBERS_FOLDER = "report"
 """Beside the report: what each of its figures and tables shows, as numbers."""

@@ -21,6 +21,8 @@ from rich.console import Console
 
 from fedqc.config import FederationConfig, SitesConfig
 from fedqc.curation.calibration import BINS
+from fedqc.curation.diagnosis import Kind
+from fedqc.curation.guards import SIZE, SIZES
 from fedqc.curation.rules import Outcome
 from fedqc.files import write_json
 from fedqc.reports.build import NUMBERS_FOLDER, build_coordinator_report
@@ -111,6 +113,9 @@ def made_up_site(rng: np.random.Generator, index: int) -> dict[str, Any]:
     bad = rng.uniform(size=CASES) < (0.5 if index % 7 == 3 else 0.25)
     quality = np.clip(np.where(bad, rng.normal(0.45, 0.15, CASES), rng.normal(0.9, 0.05, CASES)), 0, 1)
     outcomes = [Outcome.KEEP if one >= 0.75 else Outcome.DROP for one in quality]
+    wrong = rng.choice([Kind.SHIFT, Kind.SWAPPED, Kind.UNDER], CASES, p=(0.1, 0.3, 0.6))
+    kinds = [Kind(kind) if one is Outcome.DROP else None for kind, one in zip(wrong, outcomes, strict=True)]
+    sizes = np.array(SIZES)[np.argsort(np.argsort(volume)) * len(SIZES) // CASES]
     told = {
         "summarise": summarise_data(
             patients=[*patients, *references],
@@ -120,7 +125,14 @@ def made_up_site(rng: np.random.Generator, index: int) -> dict[str, Any]:
         ),
         "cross-check": summarise_cross_check(rng.normal(0.9, 0.05, 40).clip(0, 1), references),
         "calibrate": summarise_calibration(predicted, true, labels.tolist(), 0.75),
-        "score": summarise_curation(quality, {"core": quality}, outcomes, patients),
+        "score": summarise_curation(
+            quality,
+            {"core": quality},
+            outcomes,
+            patients,
+            diagnoses=kinds,
+            groups={SIZE: sizes.tolist()},
+        ),
         "evaluate.segmentation": summarise_segmentation(
             rng.normal(0.8, 0.08, 40).clip(0, 1), {"core": rng.normal(0.8, 0.1, 40).clip(0, 1)}, references
         ),
