@@ -518,6 +518,7 @@ def _print_arms(console: "Console", segmentation: dict[str, Any]) -> None:
     labels = {
         "everything": "everything",
         "curated": "what was kept",
+        "weighted": "by predicted quality",
         "random": "as many, at random",
         "oracle": "only good labels",
     }

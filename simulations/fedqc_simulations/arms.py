@@ -1,7 +1,8 @@
-"""What curation is worth: the same segmentation training on four choices of candidates.
+"""What curation is worth: the same segmentation training on five choices of candidates.
 
     everything   all candidates, spoiled ones too
     curated      what the sites kept: the run itself
+    weighted     in place of dropping, drawn the more often the better they are judged: rule `weights`
     random       as many dropped at each site as `curated` did, at random
     oracle       only the untouched ones, which nobody can know in a hospital
 
@@ -24,16 +25,16 @@ from fedqc.cases.layouts import find_cases
 from fedqc.compute import Compute
 from fedqc.config import ComputeConfig, FederationConfig
 from fedqc.curation.manifest import Manifest, read_manifest, write_manifest
-from fedqc.curation.rules import Outcome
+from fedqc.curation.rules import Outcome, WeightsRule
 from fedqc.degradation.base import Untouched
 from fedqc.model import load_segmentation
 from fedqc.seeding import generator
 from fedqc.task import Task
 from fedqc_simulations.consortium import Progress, borrow_sites, read_candidates, write_federation
 
-Arm = Literal["everything", "curated", "random", "oracle"]
-ARMS: tuple[Arm, ...] = ("everything", "curated", "random", "oracle")
-OTHER_ARMS: tuple[Arm, ...] = ("everything", "random", "oracle")
+Arm = Literal["everything", "curated", "weighted", "random", "oracle"]
+ARMS: tuple[Arm, ...] = ("everything", "curated", "weighted", "random", "oracle")
+OTHER_ARMS: tuple[Arm, ...] = ("everything", "weighted", "random", "oracle")
 """Those that are runs of their own."""
 PHASES = ("train.segmentation", "evaluate.segmentation")
 RESAMPLES = 2000
@@ -181,8 +182,14 @@ def arm_figures(
 def _chosen(curated: Manifest, arm: Arm, is_spoiled: Sequence[bool], rng: np.random.Generator) -> Manifest:
     """The manifest of a site with the decisions of an arm."""
     n_entries = len(curated.entries)
-    if arm == "everything":
-        dropped: set[int] = set()
+    weights = [1.0] * n_entries
+    if arm == "weighted" and not curated.rule.suspended:
+        rule = WeightsRule(curated.rule.config.threshold)
+        decided = rule.decide({entry.id: entry.quality for entry in curated.entries}).values()
+        weights = [one.weight for one in decided]
+        dropped = {index for index, one in enumerate(decided) if one.outcome is not Outcome.KEEP}
+    elif arm in {"everything", "weighted"}:
+        dropped = set[int]()
     elif arm == "oracle":
         dropped = {index for index, bad in enumerate(is_spoiled) if bad}
     else:
@@ -193,7 +200,7 @@ def _chosen(curated: Manifest, arm: Arm, is_spoiled: Sequence[bool], rng: np.ran
             update={
                 "decision": Outcome.DROP if index in dropped else Outcome.KEEP,
                 "reason": f"arm {arm!r} of a simulation",
-                "weight": 1.0,
+                "weight": weights[index],
                 "diagnosis": None,
                 "overruled": None,
             }

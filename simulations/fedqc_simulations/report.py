@@ -75,6 +75,7 @@ GOOD_RECALL, GOOD_PRECISION = 0.9, 0.85
 ARMS = {
     "everything": ("all candidates, the spoiled ones too", figures.GREY, "s"),
     "curated": ("what the sites kept", figures.BLUE, "o"),
+    "weighted": ("drawn the more often the better they are judged (rule weights)", figures.PURPLE, "P"),
     "random": ("as many as curated, chosen at random", figures.ORANGE, "v"),
     "oracle": ("only the untouched ones, which no hospital can know", figures.GREEN, "D"),
 }
@@ -659,7 +660,7 @@ def arms_section(
         note = Note("Not compared: this simulation trained no segmentation on other choices of annotations.")
         return Section("segmentation", title, "", (note, *own))
     intro = (
-        "The same network was trained four times by the same sites with the same budget, each time on "
+        "The same network was trained five times by the same sites with the same budget, each time on "
         "another choice of annotations, and tried on the same held-back patients with good labels: "
         + "; ".join(f"{arm}, {what}" for arm, (what, _, _) in ARMS.items())
         + "."
@@ -685,12 +686,13 @@ def arms_section(
             )
         )
     figure = dots_figure(
-        "Dice of the four arms",
+        "Dice of the five arms",
         "Mean Dice on held-back patients with 95 % intervals; n is the number of annotations trained on"
         + (", over all seeds; small grey dots are single seeds" if seeds else "")
         + ". Good: curated lies far right of everything and near oracle, and clearly right of random (else "
-        "dropping any annotations would have done as well). Bad: curated beside everything, or left of it. "
-        "Intervals come from resampling patients, the same ones in all arms, so arms differ more surely than "
+        "dropping any annotations would have done as well). Weighted beside it says whether to weigh rather "
+        "than to drop. Bad: curated beside everything, or left of it. Intervals come from resampling "
+        "patients, the same ones in all arms, so arms differ more surely than "
         "overlapping intervals suggest. That another training would come out a little differently is not in "
         "them.",
         [("mean Dice", dots, None)],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fedqc_simulations.arms import ARMS
 from fedqc_simulations.consortium import read_candidates
 from safetensors.torch import load_file
 
@@ -77,7 +78,7 @@ def test_evaluation_counts_what_was_there(simulate: Callable[..., Path]) -> None
     assert everyone["n_candidates"] == len(candidates)
     assert everyone["n_spoiled"] == sum(candidate.kind != "untouched" for candidate in candidates) > 0
     assert everyone["n_failures"] == sum(candidate.dsc < 0.75 for candidate in candidates)
-    assert set(figures["segmentation"]) == {"everything", "curated", "random", "oracle", "gap_closed"}
+    assert set(figures["segmentation"]) == {*ARMS, "gap_closed"}
     assert figures["segmentation"]["everything"]["n_train"] == len(candidates)
     assert figures["segmentation"]["oracle"]["n_train"] == len(candidates) - everyone["n_spoiled"]
     sites = [figures["curation"][name]["n_candidates"] for name in ("hospital-1", "hospital-2")]

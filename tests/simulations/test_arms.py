@@ -33,7 +33,7 @@ from fedqc.curation.manifest import (
 from fedqc.curation.rules import Outcome
 from fedqc.task import Task
 
-COUNTS: dict[Arm, int] = {"everything": 10, "curated": 7, "random": 7, "oracle": 6}
+COUNTS: dict[Arm, int] = {"everything": 10, "curated": 7, "weighted": 8, "random": 7, "oracle": 6}
 
 
 def scores(dice: dict[Arm, list[float]], patients: list[str] | None = None) -> list[ArmScore]:
@@ -50,13 +50,14 @@ def test_figures_by_hand() -> None:
         {
             "everything": [0.5, 0.6, 0.7],
             "curated": [0.6, 0.7, 0.8],
+            "weighted": [0.6, 0.6, 0.75],
             "random": [0.4, 0.5, 0.6],
             "oracle": [0.7, 0.8, 0.9],
         }
     )
     figures = arm_figures([one], COUNTS, seed=0)
-    assert [round(figures[arm]["dice_mean"], 9) for arm in ARMS] == [0.6, 0.7, 0.5, 0.8]
-    assert [figures[arm]["n_train"] for arm in ARMS] == [10, 7, 7, 6]
+    assert [round(figures[arm]["dice_mean"], 9) for arm in ARMS] == [0.6, 0.7, 0.65, 0.5, 0.8]
+    assert [figures[arm]["n_train"] for arm in ARMS] == [10, 7, 8, 7, 6]
     assert figures["curated"]["regions"] == {"core": pytest.approx(0.7)}
     # Every patient gains the same, so whoever is drawn half of the gap is closed.
     assert figures["gap_closed"]["value"] == pytest.approx(0.5)
@@ -72,6 +73,7 @@ def test_intervals_are_those_of_paired_resampling() -> None:
     dice: dict[Arm, list[float]] = {
         "everything": base.tolist(),
         "curated": (base + rng.normal(0.04, 0.02, 40)).tolist(),
+        "weighted": (base + 0.03).tolist(),
         "random": (base - 0.02).tolist(),
         "oracle": (base + rng.normal(0.05, 0.02, 40)).tolist(),
     }
@@ -79,9 +81,9 @@ def test_intervals_are_those_of_paired_resampling() -> None:
     table = np.array([dice[arm] for arm in ARMS])
     again = np.random.default_rng(9)
     means = np.array([table[:, again.integers(0, 40, 40)].mean(axis=1) for _ in range(4000)])
-    share = (means[:, 1] - means[:, 0]) / (means[:, 3] - means[:, 0])
+    share = (means[:, 1] - means[:, 0]) / (means[:, 4] - means[:, 0])
     assert figures["gap_closed"]["ci"] == pytest.approx(np.quantile(share, (0.025, 0.975)), abs=0.03)
-    assert figures["oracle"]["dice_ci"] == pytest.approx(np.quantile(means[:, 3], (0.025, 0.975)), abs=0.01)
+    assert figures["oracle"]["dice_ci"] == pytest.approx(np.quantile(means[:, 4], (0.025, 0.975)), abs=0.01)
 
 
 def test_cases_of_one_patient_are_drawn_together() -> None:
@@ -123,7 +125,7 @@ def out(tmp_path: Path) -> Path:
                 Entry(
                     id=f"case-{index}",
                     patient=f"p{index}",
-                    quality=0.5,
+                    quality=0.8 if outcome is Outcome.KEEP else 0.5 + 0.2 * index,
                     regions={},
                     decision=outcome,
                     reason="-",
@@ -165,9 +167,13 @@ def test_what_each_arm_keeps(out: Path) -> None:
     assert {arm: count_kept(out, arm, ["a", "b", "gone"]) for arm in ARMS} == {
         "everything": 20,
         "curated": 14,
+        "weighted": 16,  # that in between was left to a person
         "random": 14,
         "oracle": 12,
     }
+    weights = [one.weight for one in read_manifest(made["weighted"]["a"].parent / "manifest.json").entries]
+    assert weights[2:] == pytest.approx([0.6, *[0.2] * 7])
+    assert kept(made["weighted"]["a"]) == set(range(2, 10))
     first = kept(made["random"]["a"])
     drawn = [kept(build_arm(out, "random", CONFIG, ComputeConfig(), seed=seed)[1]["a"]) for seed in range(8)]
     assert drawn[0] == first

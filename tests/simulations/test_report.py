@@ -120,6 +120,7 @@ EVALUATION: dict[str, Any] = {
     "segmentation": {
         "everything": arm(0.76, 8),
         "curated": arm(0.82, 4),
+        "weighted": arm(0.81, 5),
         "random": arm(0.74, 4),
         "oracle": arm(0.84, 4),
         "gap_closed": {"value": 0.75, "ci": [0.6, 0.9]},

@@ -139,7 +139,7 @@ def test_several_seeds_are_pooled(run: Run, data: Path, tmp_path: Path) -> None:
     assert pooled["qc"]["all"]["n"] == sum(one["qc"]["all"]["n"] for one in each)
     for key in ("n_candidates", "n_failures", "n_dropped"):
         assert pooled["curation"]["all"][key] == sum(one["curation"]["all"][key] for one in each)
-    for arm in ("everything", "curated", "random", "oracle"):
+    for arm in ("everything", "curated", "weighted", "random", "oracle"):
         assert pooled["segmentation"][arm]["n_train"] == sum(
             one["segmentation"][arm]["n_train"] for one in each
         )
