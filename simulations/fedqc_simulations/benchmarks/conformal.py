@@ -12,24 +12,17 @@ patients; and one that has not seen the kinds of error that the candidates have,
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
-import torch
 
-from fedqc.cases.cache import CaseCache
-from fedqc.cases.cached import CachedCases
-from fedqc.cases.layouts import find_cases
 from fedqc.compute import choose_compute
 from fedqc.config import CurationConfig
 from fedqc.curation.calibration import Calibration, calibration_of
 from fedqc.curation.rules import Outcome, make_rule
 from fedqc.errors import DataError
-from fedqc.model import load_model
 from fedqc.seeding import generator
-from fedqc.task import load_task
 from fedqc.trial import Tried, try_model
-from fedqc_simulations.consortium import read_candidates
+from fedqc_simulations.benchmarks.unseen_patients import options_of, read_model_and_cases
 
 ALPHAS, BAD = (0.05, 0.1, 0.2), (0.1, 0.35, 0.8)
 UNSEEN = ("slices-left-out", "another-patient", "left-right-flip")
@@ -41,19 +34,10 @@ Labels = dict[str, list[Tried]]
 
 def main() -> None:
     """Score, split, and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--model", type=Path, help="another than RUN/models/qc")
+    parser = options_of(__doc__)
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--sites", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     labels = _scored(options)
     n_bad = sum(one.true_dsc < TAU for mine in labels.values() for one in mine)
     n_labels = sum(map(len, labels.values()))
@@ -84,15 +68,9 @@ def main() -> None:
 
 def _scored(options: argparse.Namespace) -> Labels:
     """Every label of every patient, and what the model says of it."""
-    task = load_task(options.task)
-    patients = {one.patient for one in read_candidates(options.run)}
-    cases = [one for one in find_cases(options.data, task).cases if one.patient in patients]
-    model = load_model(options.model or options.run / "models" / "qc", task)
-    compute = choose_compute("auto")
-    cached = CachedCases(CaseCache(options.run / "truth" / "cache", task), cases)
-    tried = try_model(
-        model.method, model.network, cached, generator(options.seed, "conformal"), compute, progress=_progress
-    )
+    model, cases = read_model_and_cases(options)
+    rng = generator(options.seed, "conformal")
+    tried = try_model(model.method, model.network, cases, rng, choose_compute("auto"), progress=_progress)
     return {one.patient: [other for other in tried if other.patient == one.patient] for one in tried}
 
 

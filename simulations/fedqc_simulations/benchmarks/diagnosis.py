@@ -11,24 +11,17 @@ worth.
 
 import argparse
 import time
-from pathlib import Path
 
 import numpy as np
-import torch
 
-from fedqc.cases.cache import CaseCache
-from fedqc.cases.cached import CachedCases
-from fedqc.cases.layouts import find_cases
 from fedqc.compute import choose_compute
 from fedqc.curation.diagnosing import diagnose_cases
 from fedqc.curation.diagnosis import Diagnosis, Kind
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
 from fedqc.degradation.samples import DegradedCase, degrade_cases
 from fedqc.errors import DataError
-from fedqc.model import load_model
 from fedqc.seeding import generator
-from fedqc.task import load_task
-from fedqc_simulations.consortium import read_candidates
+from fedqc_simulations.benchmarks.unseen_patients import options_of, read_model_and_cases
 from fedqc_simulations.evaluation import MEANT, diagnosis_figures
 
 WORST = 0.9
@@ -37,17 +30,8 @@ WORST = 0.9
 
 def main() -> None:
     """Spoil, diagnose, and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--model", type=Path, help="another than RUN/models/qc")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = options_of(__doc__)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     begin = time.perf_counter()
     found = _diagnosed(options)
     seconds = time.perf_counter() - begin
@@ -72,13 +56,9 @@ def main() -> None:
 
 def _diagnosed(options: argparse.Namespace) -> list[tuple[DegradedCase, Diagnosis]]:
     """Every spoiled label with its diagnosis."""
-    task = load_task(options.task)
-    patients = {one.patient for one in read_candidates(options.run)}
-    files = [one for one in find_cases(options.data, task).cases if one.patient in patients]
-    model = load_model(options.model or options.run / "models" / "qc", task)
+    model, cases = read_model_and_cases(options)
     compute = choose_compute("auto")
-    cases = CachedCases(CaseCache(options.run / "truth" / "cache", task), files)
-    drawn = degrade_cases(cases, task, ANNOTATOR_KINDS, generator(options.seed, "diagnosis"))
+    drawn = degrade_cases(cases, model.card.task, ANNOTATOR_KINDS, generator(options.seed, "diagnosis"))
     samples = [one for one in drawn if one.mean_dsc <= WORST]
     found = []
     cases_of = (one.case for one in samples)

@@ -13,15 +13,10 @@ went, and the share of good labels that is dropped with the self-test and would 
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fedqc.cases.cache import CaseCache
-from fedqc.cases.cached import CachedCases
-from fedqc.cases.layouts import find_cases
 from fedqc.cases.volumes import Case
 from fedqc.compute import choose_compute
 from fedqc.config import CurationConfig
@@ -32,11 +27,10 @@ from fedqc.degradation.base import Untouched
 from fedqc.lazy import Lazy
 from fedqc.metrics.agreement import mae
 from fedqc.metrics.filtering import auroc
-from fedqc.model import StoredModel, load_model
+from fedqc.model import StoredModel
 from fedqc.seeding import generator
-from fedqc.task import load_task
 from fedqc.trial import Tried, try_model
-from fedqc_simulations.consortium import read_candidates
+from fedqc_simulations.benchmarks.unseen_patients import options_of, read_model_and_cases
 
 BAD = 1 / 3
 NOISE = 2.0
@@ -84,31 +78,18 @@ class Changed(Lazy[Case]):
 
 def main() -> None:
     """Score, draw sites, and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--model", type=Path, help="another than RUN/models/qc")
+    parser = options_of(__doc__)
     parser.add_argument("--splits", type=int, default=200)
     parser.add_argument("--calibrating", type=int, default=8, help="patients of a site's self-test")
     parser.add_argument("--candidates", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    task = load_task(options.task)
-    patients = {one.patient for one in read_candidates(options.run)}
-    files = [one for one in find_cases(options.data, task).cases if one.patient in patients]
-    cases = CachedCases(CaseCache(options.run / "truth" / "cache", task), files)
-    model = load_model(options.model or options.run / "models" / "qc", task)
+    model, cases = read_model_and_cases(options)
     tried = {
         image: _tried(model, Changed(cases, image, options.seed), image, options.seed) for image in IMAGES
     }
     print(
         f"\n{options.splits} sites of {options.calibrating} + {options.candidates} patients, "
-        f"out of {len(patients)}\n"
+        f"out of {len(cases.patients)}\n"
     )
     print("| images | MAE | AUROC | self-tests failed | good labels dropped | without the self-test |")
     print("|---|---|---|---|---|---|")
