@@ -25,7 +25,7 @@ from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, choose_compute, with_smaller_batches
 from fedqc.config import SamplesConfig, SegmentationConfig, SiteConfig, SourcesConfig
 from fedqc.curation.deciding import decide
-from fedqc.curation.diagnosing import diagnose_cases
+from fedqc.curation.diagnosing import corrected_label, diagnose_cases
 from fedqc.curation.diagnosis import Diagnosis, Kind
 from fedqc.curation.guards import gatherings, groups_of
 from fedqc.curation.manifest import (
@@ -89,6 +89,7 @@ from fedqc.protocol import (
     Weights,
 )
 from fedqc.ratings import ratings_by_case
+from fedqc.review.worklist import SHEET
 from fedqc.scoring import judge, write_error_maps
 from fedqc.seeding import generator
 from fedqc.segmentation import Segmentation
@@ -259,6 +260,7 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> Told | ErrorReply:
         [one.true for one in test.labels],
         [one.patient for one in test.labels],
         tau=request.curation.threshold,
+        is_dsc=test.is_dsc,
         regions={
             name: [one.regions.get(name, (math.nan, math.nan)) for one in test.labels]
             for name in task.regions
@@ -334,13 +336,14 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
     model_sha256 = _store_model(site, request, network, task, reference_files(method, references))
 
     watch = Activity.at(site, request)
-    scores = _scores(site, method, network, CachedCases(data.cache, data.candidates), compute, watch)
+    candidates = CachedCases(data.cache, data.candidates)
+    scores, tells = _scores(site, method, network, candidates, compute, watch)
     qualities = {judgement.case_id: judgement.quality for judgement in scores}
     rule, decisions = decide(qualities, request.curation, test, request.calibration)
     if rule.suspended:
         watch.note(f"all candidates are kept: {rule.suspended}")
-    suspects = [files for files in data.candidates if decisions[files.id].outcome is not Outcome.KEEP]
-    diagnoses = _diagnoses(method, network, CachedCases(data.cache, suspects), compute, watch)
+    suspects = candidates.where(lambda files: decisions[files.id].outcome is not Outcome.KEEP)
+    diagnoses = _diagnoses(method, network, suspects, compute, watch) if tells else {}
     entries = tuple(
         Entry(
             id=files.id,
@@ -385,6 +388,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         write_scores(site.results / "scores.csv", manifest, task)
         write_manifest(site.results / MANIFEST, manifest)
     forget_vouched(site)
+    (site.results / SHEET).unlink(missing_ok=True)  # of an earlier run
     if site.policy.sheet:
         _write_sheet(site, task, watch)
     summary = summarise_curation(
@@ -423,29 +427,38 @@ def _scores(  # noqa: PLR0917 - what is scored, and how
     cases: CachedCases,
     compute: Compute,
     watch: Activity,
-) -> list[Score]:
-    """Score cases; their error maps lie in the results folder then, in place of those of an earlier run."""
+) -> tuple[list[Score], bool]:
+    """Score cases; their error maps lie in the results folder then, in place of those of an earlier run.
+
+    Returns:
+        The scores, and whether the method tells what any label should be.
+    """
     maps = site.results / ".error_maps.new"
     shutil.rmtree(maps, ignore_errors=True)
     maps.mkdir(parents=True)
     scores: list[Score] = []
+    tells = False
     for case, score in judge(method, network, cases, compute):
         write_error_maps(maps, score, case)
+        tells = tells or corrected_label(case.label, score, method.task) is not None
         scores.append(replace(score, error_map=None, class_error_maps={}, corrected=None))  # which are large
         watch.progress(len(scores), len(cases))
     shutil.rmtree(site.results / "error_maps", ignore_errors=True)
     maps.replace(site.results / "error_maps")
-    return scores
+    return scores, tells
 
 
 def _diagnoses(
     method: Method, network: nn.Module, cases: CachedCases, compute: Compute, watch: Activity
 ) -> dict[str, Diagnosis | None]:
     """What is wrong with labels that are not kept, by the case's id."""
-    diagnoses = {}
-    for case, diagnosis in diagnose_cases(method, network, cases, compute):
-        diagnoses[case.id] = diagnosis
-        watch.progress(len(diagnoses), len(cases))
+    diagnoses: dict[str, Diagnosis | None] = {}
+    try:
+        for case, diagnosis in diagnose_cases(method, network, cases, compute):
+            diagnoses[case.id] = diagnosis
+            watch.progress(len(diagnoses), len(cases))
+    except Exception as error:  # a diagnosis is an extra: the scores stand, whatever became of it
+        watch.note(f"{len(diagnoses)} of {len(cases)} labels that are not kept are diagnosed: {error}")
     return diagnoses
 
 

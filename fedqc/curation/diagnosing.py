@@ -14,7 +14,7 @@ An error of order or place (swapped classes, a flip, a shift) can be undone. Whe
 checked by scoring it; a person decides, nothing is changed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 
@@ -35,6 +35,8 @@ Label = NDArray[np.uint8]
 
 EXPLAINED = 0.62
 """Of the label of another patient some kind explains nearly as much by chance; less explains nothing."""
+ALIKE = 0.8
+"""DSC of label and corrected label from which it is no other patient's, though nothing explains it."""
 CLEARLY = 0.05
 """By so much a later kind has to explain more than an earlier one, which is the simpler."""
 MENDED = 0.1
@@ -96,7 +98,7 @@ def diagnose_cases(
         if corrected is None:
             yield case, None
             continue
-        diagnosis, undone = diagnose(case.label, corrected, method.task)
+        diagnosis, undone = diagnose(case.label, corrected, method.task, _middles(case))
         if undone is not None:
             how, repaired = undone
             again = replace(case, label=repaired)
@@ -106,13 +108,16 @@ def diagnose_cases(
         yield case, diagnosis
 
 
-def diagnose(label: Label, corrected: Label, task: Task) -> tuple[Diagnosis, tuple[str, Label] | None]:
+def diagnose(
+    label: Label, corrected: Label, task: Task, middles: Sequence[NDArray[np.float64]] = ()
+) -> tuple[Diagnosis, tuple[str, Label] | None]:
     """Find the kind of error that explains best what a label and the corrected one differ in.
 
     Args:
         label: `[X, Y, Z]` class indices.
         corrected: of the same shape.
         task: what they show; axes run to the right, the front and the top.
+        middles: where it may have been mirrored, in voxels; none stand for the middle of the array.
 
     Returns:
         The diagnosis, and how to undo the error with the label after that, where it can be undone.
@@ -124,13 +129,17 @@ def diagnose(label: Label, corrected: Label, task: Task) -> tuple[Diagnosis, tup
     most = 0.0
     box = _box(label, corrected)
     pair = _Pair(label[box], corrected[box], tuple(task.classes), task.spacing)
-    for explanation in chain(_flips(label, corrected), pair.explanations()):
+    own = (np.array(label.shape) - 1) / 2
+    for explanation in chain(_flips(label, corrected, middles or [own]), pair.explanations()):
         whole = explanation.kind is Kind.FLIP
         ours, theirs = (label, corrected) if whole else (pair.label, pair.corrected)
         explains = _explained(ours, theirs, explanation.made)
         if best is None or explains > most + (0 if explanation.kind is best.kind else CLEARLY):
             best, most = explanation, explains
     if best is None or most < EXPLAINED:
+        if _agreement(label, corrected) >= ALIKE:
+            found = "the label differs a little from what the model would have, in no way that has a name"
+            return Diagnosis(kind=Kind.UNCLEAR, found=found, explains=most), None
         found = "nothing in it fits: another patient's label, or that of an earlier scan"
         return Diagnosis(kind=Kind.ANOTHER, found=found, explains=most), None
     undone = None
@@ -141,6 +150,12 @@ def diagnose(label: Label, corrected: Label, task: Task) -> tuple[Diagnosis, tup
             repaired[box] = best.undone
             undone = best.how, repaired
     return Diagnosis(kind=best.kind, found=best.found, explains=most), undone
+
+
+def _agreement(label: Label, corrected: Label) -> float:
+    """DSC over all classes together."""
+    total = np.count_nonzero(label) + np.count_nonzero(corrected)
+    return 2 * np.count_nonzero((label == corrected) & (label > 0)) / total if total else 1.0
 
 
 def _explained(label: Label, corrected: Label, made: Label) -> float:
@@ -160,14 +175,32 @@ def _box(label: Label, corrected: Label) -> tuple[slice, slice, slice]:
     return x, y, z
 
 
-def _flips(label: Label, corrected: Label) -> Iterator[_Explanation]:
-    """Mirrored about the middle of the volume, along one axis or several, as a lost orientation does."""
-    for along in product((False, True), repeat=3):
+def _flips(label: Label, corrected: Label, middles: Iterable[NDArray[np.float64]]) -> Iterator[_Explanation]:
+    """Mirrored about a middle of the volume, along one axis or several, as a lost orientation does."""
+    for middle, along in product(middles, product((False, True), repeat=3)):
         axes = [axis for axis, flipped in enumerate(along) if flipped]
         if axes:
             ends = " and ".join(f"{_ENDS[axis][0]} to {_ENDS[axis][1]}" for axis in axes)
-            made, undone = (np.flip(one, tuple(axes)) for one in (corrected, label))
+            made, undone = (_mirrored(one, axes, middle) for one in (corrected, label))
             yield _Explanation(Kind.FLIP, f"flipped {ends}", made, f"flip it {ends}", undone)
+
+
+def _mirrored(label: Label, axes: Sequence[int], middle: NDArray[np.float64]) -> Label:
+    """A label mirrored about a place in voxels; what comes in from outside is background."""
+    beside = np.rint(2 * middle - (np.array(label.shape) - 1)).astype(int)
+    offset = np.where(np.isin(range(3), axes), beside, 0)
+    return _moved(np.flip(label, tuple(axes)), offset)
+
+
+def _middles(case: Case) -> list[NDArray[np.float64]]:
+    """Where a volume may have been mirrored, in voxels of the case: the middle of its file, and its own.
+
+    They differ where an image was cropped to what is not zero.
+    """
+    own = (np.array(case.label.shape) - 1) / 2
+    in_file = case.native_affine @ [*(np.array(case.native_shape) - 1) / 2, 1]
+    of_file = (np.linalg.inv(case.affine) @ in_file)[:3]
+    return [own] if np.allclose(np.rint(2 * own), np.rint(2 * of_file)) else [of_file, own]
 
 
 @dataclass(frozen=True)
@@ -212,37 +245,58 @@ class _Pair:
         for index in range(1, count):
             if both[index, 1:].any():
                 becomes[index] = 1 + both[index, 1:].argmax()
-        changed = [index for index in range(1, count) if becomes[index] != index]
+        held = [index for index in range(1, count) if both[index].any()]
+        changed = [index for index in held if becomes[index] != index]
         if not changed:
             return
         said = ", ".join(
             f"{self.classes[index - 1]} is called {self.classes[becomes[index] - 1]}" for index in changed
         )
         made = becomes[self.corrected]
-        if len(set(becomes.tolist())) < count:  # two classes have one name now, which nobody can undo
+        if len(set(becomes[held].tolist())) < len(held):  # two have one name now, which nobody can undo
             yield _Explanation(Kind.SWAPPED, said, made)
             return
         back = ", ".join(
             f"call {self.classes[becomes[index] - 1]} {self.classes[index - 1]}" for index in changed
         )
-        yield _Explanation(Kind.SWAPPED, said, made, back, np.argsort(becomes).astype(np.uint8)[self.label])
+        undo = np.arange(count, dtype=np.uint8)
+        undo[becomes[held]] = held
+        yield _Explanation(Kind.SWAPPED, said, made, back, undo[self.label])
 
     def _moved_contours(self) -> Iterator[_Explanation]:
-        """With contours that run further in, or further out."""
-        inside = self.corrected > 0
+        """With a contour that runs further in, or further out: that of all, or that of one class."""
+        yield from self._moved_contour("the contour", self.corrected > 0, self.label > 0)
+        present = [index for index in range(1, len(self.classes) + 1) if (self.corrected == index).any()]
+        for index in present if len(present) > 1 else ():
+            name = f"the contour of {self.classes[index - 1]}"
+            yield from self._moved_contour(name, self.corrected == index, self.label == index)
+
+    def _moved_contour(
+        self, name: str, inside: NDArray[np.bool_], labelled: NDArray[np.bool_]
+    ) -> Iterator[_Explanation]:
+        """The same of one contour: what lies in it, and what is labelled so."""
         if not inside.any():
             return
-        depth = ndimage.distance_transform_edt(inside, self.spacing)
-        for distance in _distances(depth[inside & (self.label == 0)]):
-            made = np.where(depth > distance, self.corrected, 0).astype(np.uint8)
-            said = f"the contour runs {distance:.1f} mm inside of where it should be"
+        depth, outer = self._nearest(inside)
+        for distance in _distances(depth[inside & ~labelled]):
+            made = np.where(inside & (depth <= distance), outer, self.corrected)
+            said = f"{name} runs {distance:.1f} mm inside of where it should be"
             yield _Explanation(Kind.UNDER, said, made)
-        away, nearest = ndimage.distance_transform_edt(~inside, self.spacing, return_indices=True)
-        outer = self.corrected[tuple(nearest)]
-        for distance in _distances(away[~inside & (self.label > 0)]):
-            made = np.where(away <= distance, outer, 0).astype(np.uint8)
-            said = f"the contour runs {distance:.1f} mm outside of where it should be"
-            yield _Explanation(Kind.OVER, said, made)
+        away, inner = self._nearest(~inside)
+        others = self.corrected > 0
+        # A class may also reach into others alone, where what is labelled in all is right.
+        for reached in (~inside, ~inside & others) if (others & ~inside).any() else (~inside,):
+            for distance in _distances(away[reached & labelled]):
+                made = np.where(reached & (away <= distance), inner, self.corrected)
+                said = f"{name} runs {distance:.1f} mm outside of where it should be"
+                yield _Explanation(Kind.OVER, said, made)
+
+    def _nearest(self, inside: NDArray[np.bool_]) -> tuple[NDArray[np.float64], Label]:
+        """Of each voxel how far, in mm, the nearest one is that does not lie inside, and its class."""
+        if inside.all():  # where there is none
+            return np.full(inside.shape, np.inf), self.corrected
+        away, nearest = ndimage.distance_transform_edt(inside, self.spacing, return_indices=True)
+        return away, self.corrected[tuple(nearest)]
 
     def _slices(self) -> Iterator[_Explanation]:
         """Without the slices of an axis in which the label has nothing."""

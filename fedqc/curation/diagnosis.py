@@ -21,7 +21,7 @@ class Kind(StrEnum):
     ANOTHER = "another-patient"
     """Or an earlier scan's: all that no other kind explains."""
     UNCLEAR = "unclear"
-    """The label does not differ from the corrected one, or there is none."""
+    """The label hardly differs from the corrected one, or the method does not tell."""
 
 
 class Repair(FrozenModel):

@@ -25,6 +25,8 @@ from fedqc.task import Task
 LABEL, ERRORS = "label", "errors"
 VERIFIED = "verified.csv"
 """In the results folder: a table of references, for `[data] reference`."""
+SHEET = "review.html"
+"""In the results folder: the sheet of the worst cases."""
 USUAL_ERROR = 0.1
 """Standard deviation of predicted minus true DSC where the site's labels of known quality do not tell."""
 COLORS = ("#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#999999")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import nn
 
 from fedqc.cases.volumes import Case
@@ -142,6 +143,39 @@ def test_what_nothing_explains_is_anothers(reference: Label, corrected: Label) -
     assert (found.kind, undone) == (Kind.ANOTHER, None)
 
 
+def test_what_differs_little_is_no_other_patients(reference: Label) -> None:
+    rng = np.random.default_rng(1)
+    ragged = np.where(rng.uniform(size=reference.shape) < 0.3, np.roll(reference, 1, axis=0), reference)
+    assert 0.9 < overlap_of(ragged, reference) < 0.96
+    found, undone = diagnose(ragged, reference, TASK)
+    assert (found.kind, undone) == (Kind.UNCLEAR, None)
+
+
+def test_the_contour_of_one_class_may_be_wrong(reference: Label) -> None:
+    """Where two classes touch, too."""
+    wide = reference.copy()
+    wide[ndimage.binary_dilation(reference == 2, iterations=2) & (reference == 1)] = 2
+    found, _ = diagnose(wide, reference, TASK)
+    assert found.kind is Kind.OVER
+    assert found.found.startswith("the contour of tail runs")
+    narrow = np.where(ndimage.binary_erosion(reference == 1) | (reference != 1), reference, 0).astype(
+        np.uint8
+    )
+    found, _ = diagnose(narrow, reference, TASK)
+    assert found.kind is Kind.UNDER
+    assert found.found.startswith("the contour of head runs")
+
+
+def test_a_class_that_is_not_there_can_be_a_wrong_name(reference: Label) -> None:
+    only = np.where(reference == 1, reference, 0).astype(np.uint8)
+    label = np.where(only == 1, 2, 0).astype(np.uint8)
+    found, undone = diagnose(label, only, TASK)
+    assert (found.kind, found.found) == (Kind.SWAPPED, "head is called tail")
+    assert undone is not None
+    assert undone[0] == "call tail head"
+    np.testing.assert_array_equal(undone[1], only)
+
+
 def test_labels_without_any_voxel(reference: Label) -> None:
     nothing = np.zeros_like(reference)
     assert diagnose(nothing, reference, TASK)[0].kind is Kind.MISSED
@@ -168,6 +202,10 @@ def test_error_maps_correct_a_label_where_there_is_no_other_way(reference: Label
     score = Score("", 0.5, {}, np.where(only > 0, 0.8, 0.1).astype(np.float32))
     np.testing.assert_array_equal(corrected_label(np.zeros_like(only), score, one), only)
     assert corrected_label(label, Score("", 0.5, {}), TASK) is None
+
+
+def overlap_of(label: Label, other: Label) -> float:
+    return float(2 * ((label == other) & (label > 0)).sum() / ((label > 0).sum() + (other > 0).sum()))
 
 
 class Knowing:
@@ -197,6 +235,27 @@ def diagnosed(method: Knowing, labels: dict[str, Label]) -> dict[str, Diagnosis 
     ]
     found = diagnose_cases(cast("Method", method), nn.Identity(), cases, choose_compute("cpu"))
     return {case.id: diagnosis for case, diagnosis in found}
+
+
+def test_a_file_is_flipped_about_its_own_middle(reference: Label) -> None:
+    """Which is not that of the case, where the image was cropped."""
+    beside = 7  # voxels that were cut off at the left more than at the right
+    affine = np.eye(4)
+    affine[0, 3] = beside
+    flipped = np.zeros_like(reference)
+    in_file = np.concatenate([np.zeros((beside, *reference.shape[1:]), np.uint8), reference])
+    flipped[:] = in_file[::-1][beside:]
+    shape = (TASK.size[0] + beside, *TASK.size[1:])
+    image = np.zeros((1, *TASK.size), np.float32)
+    case = Case("a", "a", image, flipped, affine, shape, np.eye(4))
+    (found,) = (
+        one
+        for _, one in diagnose_cases(
+            cast("Method", Knowing(reference)), nn.Identity(), [case], choose_compute("cpu")
+        )
+    )
+    assert found is not None
+    assert (found.kind, found.explains) == (Kind.FLIP, 1)
 
 
 def test_a_repair_is_offered_where_scoring_says_that_it_mends(reference: Label) -> None:

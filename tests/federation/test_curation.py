@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from fedqc_client import tasks
@@ -83,6 +84,33 @@ def test_what_is_wrong_is_written_down_and_told_in_counts(
     told = statistics(tmp_path / "run")["sites"]["a"]["score"]
     assert [key for key in told if key.startswith("diagnosis")] == ["diagnosis.shift"]
     assert told["diagnosis.shift"] == 1
+
+
+def test_a_diagnosis_that_fails_costs_no_scores(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "diagnose_cases", Mock(side_effect=MemoryError("too large")))
+    run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=UNTIL_SCORED)
+    assert decisions(sites["a"])["bad-7"] is Outcome.DROP
+    assert {entry.diagnosis for entry in manifest_of(sites["a"]).entries} == {None}
+    told = statistics(tmp_path / "run")["sites"]["a"]["score"]
+    assert not [key for key in told if key.startswith("diagnosis")]
+
+
+def test_a_method_that_does_not_tell_what_is_right_scores_once(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = TinyMethod.score
+
+    def without_maps(self: TinyMethod, *args: Any) -> Any:
+        return (replace(one, error_map=None) for one in score(self, *args))
+
+    monkeypatch.setattr(TinyMethod, "score", without_maps)
+    diagnosing = Mock()
+    monkeypatch.setattr(tasks, "diagnose_cases", diagnosing)
+    run(LocalGrid(sites), make_federation(sites), tmp_path / "run", only=UNTIL_SCORED)
+    assert decisions(sites["a"])["bad-7"] is Outcome.DROP
+    diagnosing.assert_not_called()
 
 
 def test_each_site_may_rest_on_its_own_labels(

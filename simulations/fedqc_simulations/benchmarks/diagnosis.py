@@ -11,9 +11,13 @@ worth.
 
 import argparse
 import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from fedqc.cases.volumes import Case
 from fedqc.compute import choose_compute
 from fedqc.curation.diagnosing import diagnose_cases
 from fedqc.curation.diagnosis import Diagnosis, Kind
@@ -28,6 +32,17 @@ WORST = 0.9
 """Labels that are hardly spoiled are kept, and not diagnosed."""
 
 
+@dataclass(frozen=True)
+class Diagnosed:
+    """A spoiled label and what was said of it."""
+
+    patient: str
+    kind: str
+    """What was done to it."""
+    true_dsc: float
+    diagnosis: Diagnosis
+
+
 def main() -> None:
     """Spoil, diagnose, and print."""
     parser = options_of(__doc__)
@@ -35,10 +50,10 @@ def main() -> None:
     begin = time.perf_counter()
     found = _diagnosed(options)
     seconds = time.perf_counter() - begin
-    figures = diagnosis_figures((sample.kind, said.kind) for sample, said in found)
+    figures = diagnosis_figures((one.kind, one.diagnosis.kind) for one in found)
     if not figures["n"]:
         raise DataError(f"{options.run}: none of the spoiled labels has a DSC of {WORST} or less")
-    patients = len({sample.case.patient for sample, _ in found})
+    patients = len({one.patient for one in found})
     print(
         f"\n{figures['n']} labels of {patients} patients in {seconds:.0f} s, scoring included; "
         f"{figures['right']:.1%} are diagnosed as what they are"
@@ -51,31 +66,35 @@ def main() -> None:
             f"**{said.get(column, 0)}**" if column == MEANT[kind] else str(said.get(column, 0))
             for column in columns
         )
-        print(f"| {kind} | {counts} | {_repairs([one for one in found if one[0].kind == kind])} |")
+        print(f"| {kind} | {counts} | {_repairs([one for one in found if one.kind == kind])} |")
 
 
-def _diagnosed(options: argparse.Namespace) -> list[tuple[DegradedCase, Diagnosis]]:
+def _diagnosed(options: argparse.Namespace) -> list[Diagnosed]:
     """Every spoiled label with its diagnosis."""
     model, cases = read_model_and_cases(options)
-    compute = choose_compute("auto")
-    drawn = degrade_cases(cases, model.card.task, ANNOTATOR_KINDS, generator(options.seed, "diagnosis"))
-    samples = [one for one in drawn if one.mean_dsc <= WORST]
-    found = []
-    cases_of = (one.case for one in samples)
-    for sample, (_, diagnosis) in zip(
-        samples, diagnose_cases(model.method, model.network, cases_of, compute), strict=True
-    ):
+    pending: deque[DegradedCase] = deque()
+
+    def spoiled() -> Iterator[Case]:
+        drawn = degrade_cases(cases, model.card.task, ANNOTATOR_KINDS, generator(options.seed, "diagnosis"))
+        for sample in drawn:
+            if sample.mean_dsc <= WORST:
+                pending.append(sample)
+                yield sample.case
+
+    found: list[Diagnosed] = []
+    for _, diagnosis in diagnose_cases(model.method, model.network, spoiled(), choose_compute("auto")):
         if diagnosis is None:
             raise DataError(f"{model.method.name} does not tell what a label should be")
-        found.append((sample, diagnosis))
-        if len(found) % 100 == 0 or len(found) == len(samples):
-            print(f"diagnosing: {len(found)} of {len(samples)}", flush=True)
+        sample = pending.popleft()
+        found.append(Diagnosed(sample.case.patient, sample.kind, sample.mean_dsc, diagnosis))
+        if len(found) % 100 == 0:
+            print(f"diagnosing: {len(found)} of some {len(cases) * len(ANNOTATOR_KINDS)}", flush=True)
     return found
 
 
-def _repairs(found: list[tuple[DegradedCase, Diagnosis]]) -> str:
+def _repairs(found: Sequence[Diagnosed]) -> str:
     """How many were offered, and the mean true DSC before and the predicted one after."""
-    offered = [(sample.mean_dsc, said.repair.quality) for sample, said in found if said.repair]
+    offered = [(one.true_dsc, one.diagnosis.repair.quality) for one in found if one.diagnosis.repair]
     if not offered:
         return "0 | "
     before, after = np.mean(offered, axis=0)

@@ -95,7 +95,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for image, labels in tried.items():
         sites = list(_sites(labels, options))
-        means = [float(np.mean([getattr(one, key) for one in sites])) for key in Site.__dataclass_fields__]
+        means = [float(np.nanmean([getattr(one, key) for one in sites])) for key in Site.__dataclass_fields__]
         error, area, failed, dropped, otherwise = means
         print(f"| {image} | {error:.3f} | {area:.3f} | {failed:.0%} | {dropped:.1%} | {otherwise:.1%} |")
 
