@@ -54,9 +54,13 @@ def self_test_figure(record: RunRecord) -> Figure:
         scored = {site: record.sites[site].get("score", {}) for site in sites}
         return [_with_look(figures.Dot(site, told[site].get(key)), scored[site]) for site in sites]
 
+    is_dsc = any("bias" in one for one in told.values())  # stars have none, and are not bound by the MAE
     lines = {
         name: (bound, f"{words} {bound:g}")
-        for name, bound, words in (("MAE", most, "at most"), ("AUROC of failures", least, "at least"))
+        for name, bound, words in (
+            ("MAE", most if is_dsc else None, "at most"),
+            ("AUROC of failures", least, "at least"),
+        )
         if bound is not None
     }
     tested = (
@@ -65,7 +69,8 @@ def self_test_figure(record: RunRecord) -> Figure:
     return dots_figure(
         "Predicted against known quality, site by site",
         "r: correlation of predicted and true DSC; MAE: mean absolute error of the predicted DSC; AUROC: how "
-        f"often a failure is ranked below a good label. {tested}Good: r and AUROC near 1, MAE below 0.1, "
+        f"often a failure is ranked below a good label. {tested}Good: r and AUROC near 1, "
+        f"{'MAE below 0.1, ' if is_dsc else ''}"
         "sites alike. Bad: one site apart, since decisions there deserve less trust; or a cross, a site that "
         "kept everything, for the self-test or for want of labels that the rule rests on. "
         + (f"{listed(suspected)} calibrates nothing: its references look wrong. " if suspected else "")
@@ -104,7 +109,8 @@ def diagnosis_figure(record: RunRecord) -> Figure | None:
         "How many annotations of a site that are not kept probably have which error (the site's review page "
         "names it for each case, with what would mend it). Look for a site with one dark field: that is one "
         "mistake, such as classes called by each other's names or an export that flips, and it can be mended "
-        "at once. Errors that spread over the columns are work of many hands.",
+        "at once. Errors that spread over the columns are work of many hands. Another patient's is what no "
+        "error explains; unclear is what hardly differs from what the model would have, or a person dropped.",
         tuple(Kind),
     )
 

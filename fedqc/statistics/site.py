@@ -80,8 +80,9 @@ class Histogram(Groups):
 class Profile(Histogram):
     """Labels of known quality by predicted quality, with how predicted and true DSC agree in each bin.
 
-    A mean over true DSCs of which most are exactly 1 gives the others away, so its `parts` hold the labels
-    that are not perfect: of few patients with one, a bin is not told.
+    A mean over true DSCs of which most are exactly 1, or 0, gives the others away, so its `parts` hold the
+    labels that are not perfect, and those that are not all wrong: of few patients with one, a bin is not
+    told.
     """
 
     predicted: tuple[FiniteFloat | None, ...]
@@ -388,6 +389,8 @@ def summarise_calibration(
     patients: Sequence[str],
     tau: float,
     regions: Mapping[str, ArrayLike] | None = None,
+    *,
+    is_dsc: bool = True,
 ) -> CalibrationSummary:
     """Summarise the QC model's predictions on degraded calibration cases.
 
@@ -397,6 +400,7 @@ def summarise_calibration(
         patients: the patient of each sample.
         tau: a true DSC below this is a failure.
         regions: by region, `[n, 2]` its true and its predicted DSC; NaN where one of them is not known.
+        is_dsc: whether the prediction is one of the DSC, and not of stars, say; else there is no difference.
 
     Raises:
         DataError: the lengths differ or a value is not finite.
@@ -415,15 +419,18 @@ def summarise_calibration(
     pairs = {name: np.asarray(pair, np.float64).reshape(-1, 2) for name, pair in (regions or {}).items()}
     _check_lengths(len(owner), **{f"region {name}": len(pair) for name, pair in pairs.items()})
     limits = limits_of_agreement(quality, truth)
+    # Beside the mean absolute error the bias tells the sum of all differences of one sign.
+    signs = [quality < truth, quality > truth]
+    one_sign = _fewest(owner, *signs) if all(sign.any() for sign in signs) else everyone
     return CalibrationSummary(
         samples=Figure(value=len(owner), patients=everyone),
         r=_figure(pearson(quality, truth), everyone),
         mae=_figure(mae(quality, truth), everyone),
         rmse=_figure(rmse(quality, truth), everyone),
         auroc=_figure(auroc(-quality, failure), smaller_class),
-        bias=_figure(float((quality - truth).mean()) if len(owner) else None, everyone),
-        difference_sd=_figure(limits.sd if limits else None, everyone),
-        profile=_profile(quality, truth, owner) if len(owner) else None,
+        bias=_figure(float((quality - truth).mean()) if is_dsc and len(owner) else None, one_sign),
+        difference_sd=_figure(limits.sd if is_dsc and limits else None, everyone),
+        profile=_profile(quality, truth, owner) if is_dsc and len(owner) else None,
         # A failure that is counted as better, and a good label that is counted as worse, can only make
         # decisions more careful.
         failures=_spread(quality[failure], owner[failure], everyone, both, "up"),
@@ -502,7 +509,7 @@ def _profile(quality: NDArray[np.float64], truth: NDArray[np.float64], owner: ND
     return Profile(
         **_groups(bins, owner).model_dump(),
         edges=edges,
-        parts=(_groups([inside & (truth < 1) for inside in bins], owner),),
+        parts=tuple(_groups([inside & some for inside in bins], owner) for some in (truth < 1, truth > 0)),
         predicted=tuple(float(quality[inside].mean()) if inside.any() else None for inside in bins),
         true=tuple(float(truth[inside].mean()) if inside.any() else None for inside in bins),
         sd=tuple(float(difference[inside].std(ddof=1)) if inside.sum() > 1 else None for inside in bins),

@@ -146,8 +146,28 @@ def test_profile_by_hand() -> None:
     assert profile.true == pytest.approx((0.1, 0.5, None, None, 2.9 / 3))
     # differences -0.1, 0 in the first bin; -0.15, 0.05, 0 in the last
     assert profile.sd == pytest.approx((0.1 / np.sqrt(2), None, None, None, np.std([-0.15, 0.05, 0], ddof=1)))
-    (imperfect,) = profile.parts
+    imperfect, not_all_wrong = profile.parts
     assert (imperfect.counts, imperfect.patients) == ((2, 1, 0, 0, 1), (1, 1, 0, 0, 1))
+    assert (not_all_wrong.counts, not_all_wrong.patients) == (profile.counts, profile.patients)
+
+
+def test_the_bias_tells_of_those_who_differ_the_other_way() -> None:
+    """Beside the mean absolute error it tells the sum of their differences."""
+    predicted, true = [0.5] * 5, [0.4, 0.4, 0.4, 0.4, 0.9]
+    summary = summarise_calibration(predicted, true, list("pqrst"), 0.75)
+    assert summary.bias is not None
+    assert summary.bias.value == pytest.approx(0.0)
+    assert summary.bias.patients == 1
+    of_one_sign = summarise_calibration([0.5] * 4, [0.4] * 4, list("pqrs"), 0.75).bias
+    assert of_one_sign is not None
+    assert of_one_sign.value == pytest.approx(0.1)
+    assert of_one_sign.patients == 4
+
+
+def test_stars_are_no_dsc_to_be_off_from() -> None:
+    summary = summarise_calibration([0.5, 0.9], [0.4, 0.8], ["p", "q"], 0.75, is_dsc=False)
+    assert (summary.bias, summary.difference_sd, summary.profile) == (None, None, None)
+    assert summary.mae is not None
 
 
 def test_curation_by_hand() -> None:
