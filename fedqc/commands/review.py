@@ -70,7 +70,8 @@ def _write_sheet(site: "SiteConfig") -> None:
 
     from fedqc.curation.manifest import refuse_another_user
     from fedqc.display import Display
-    from fedqc.review.sheet import SHEET, write_sheet
+    from fedqc.review.sheet import write_sheet
+    from fedqc.review.worklist import SHEET
     from fedqc.task import load_task
 
     refuse_another_user(site.results)

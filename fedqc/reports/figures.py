@@ -645,7 +645,7 @@ def dot_panels(
     for axes, (title, dots, least) in zip(grid, panels, strict=True):
         _draw_dots(axes, dots)
         shown = (*(least or ()), *((lines[title][0],) if title in lines else ()))
-        axes.set(xlabel=title, xlim=_range(dots, shown), ylim=(len(dots) - 0.5, -0.5))
+        axes.set(xlabel=title, xlim=_range(dots, shown), ylim=(max(1, len(dots)) - 0.5, -0.5))
         if title in lines:
             at, what = lines[title]
             axes.axvline(at, color=DARK, linewidth=1.1, linestyle="--", zorder=1)

@@ -222,8 +222,8 @@ def _number_files(sections: Sequence[Section]) -> list[_NumberFile]:
 def _write_numbers(folder: Path, title: str, files: Sequence[_NumberFile]) -> None:
     """Write what figures and tables show; what an earlier report had and this one has not goes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in {one.name for one in folder.glob("*.csv")} - {one.name for one in files}:
-        (folder / old).unlink()
+    for old in _numbers_there(folder) - {one.name for one in files}:
+        (folder / old).unlink(missing_ok=True)
     for one in files:
         with replacing(folder / one.name) as aside, aside.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
@@ -241,6 +241,16 @@ def _write_numbers(folder: Path, title: str, files: Sequence[_NumberFile]) -> No
     ]
     with replacing(folder / NUMBERS) as aside:
         aside.write_text(json.dumps({"report": title, "parts": parts}) + "\n", encoding="utf-8")
+
+
+def _numbers_there(folder: Path) -> set[str]:
+    """Files that an earlier report wrote into the folder."""
+    try:
+        parts = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))["parts"]
+        named = {str(one["file"]) for one in parts}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {one.name for one in folder.glob("*.csv")} & named
 
 
 def _prose(text: str) -> Markup:

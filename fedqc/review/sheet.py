@@ -25,12 +25,10 @@ from fedqc.reports.page import (
 from fedqc.reports.review import Planes, draw_planes
 from fedqc.reports.slices import CONTOURS, MARKED
 from fedqc.reports.words import UNKNOWN, count, moment, number, plural, rule_in_words
-from fedqc.review.worklist import LABEL, expected_gains, manifest_of
+from fedqc.review.worklist import LABEL, SHEET, manifest_of
 from fedqc.scoring import ERROR_MAPS
 from fedqc.task import Task
 
-SHEET = "review.html"
-"""In a site's results folder."""
 MOST_SHOWN = 20
 
 _OUTCOMES = {Outcome.KEEP: "kept", Outcome.DROP: "dropped", Outcome.REVIEW: "to decide"}
@@ -50,8 +48,8 @@ def write_sheet(
 ) -> list[str]:
     """Write `review.html` into a site's results folder; only its owner may read it.
 
-    It shows the first 20 of the candidates that the rule did not keep, in the order of the review page; of
-    all candidates where the rule was not applied.
+    It shows 20 of the candidates that the rule did not keep, or of all where the rule was not applied: those
+    of the lowest predicted quality first, and those that people decided about last.
 
     Args:
         site: whose cases were scored.
@@ -65,8 +63,7 @@ def write_sheet(
         DataError: the site has no manifest, it cannot be read, or it is of another site or task.
     """
     manifest = manifest_of(site, task)
-    entries = {entry.id: entry for entry in manifest.entries}
-    in_order = [entries[case] for case in expected_gains(manifest, site.results)]
+    in_order = sorted(manifest.entries, key=lambda one: (one.overruled is not None, one.quality, one.id))
     listed = [one for one in in_order if manifest.rule.suspended or one.decision is not Outcome.KEEP]
     shown, not_drawn = listed[:MOST_SHOWN], []
     cases: list[Gallery] = []
@@ -123,6 +120,8 @@ def _headline(manifest: Manifest) -> Headline:
     if not_kept:
         who = f"nobody has decided about {count(waiting)} of them" if waiting else "people decided about all"
         verdict = f"The rule did not keep {count(len(not_kept))} of {everything}; {who}."
+    if manifest.rule.suspended:
+        verdict = f"The rule was not applied: all of {everything} are kept."
     warnings = [f"Nothing was dropped: {manifest.rule.suspended}."] if manifest.rule.suspended else []
     warnings += [f"{one.sentence}." for one in manifest.gatherings]
     return Headline(
@@ -165,11 +164,11 @@ def _cases_section(cases: Sequence[Gallery], n_listed: int, manifest: Manifest) 
     which = "candidates; the rule was not applied" if manifest.rule.suspended else "cases that were not kept"
     some = f"The first {len(cases)} of" if n_listed > len(cases) else "All"
     intro = (
-        f"{some} {count(n_listed)} {which}. Those come first whose decision is most likely to turn over, and "
-        "last those about which a person decided. "
-        "Each is cut in three planes through the place where most seems wrong: left the label, right over it "
-        "what the model takes for wrong, the more colour the surer. The patient's right is on the left; in "
-        "sagittal slices the front is on the right."
+        f"{some} {count(n_listed)} {which}, the lowest predicted quality first; last come those about which "
+        "a person decided. Each is cut in three planes through the place where most seems wrong, or where "
+        "most is labelled if the model draws no errors: left the label, right over it what the model takes "
+        "for wrong, the more colour the surer. The patient's right is on the left; in sagittal slices the "
+        "front is on the right."
     )
     return Section("cases", "The cases", intro, tuple(cases))
 

@@ -75,7 +75,7 @@ GOOD_RECALL, GOOD_PRECISION = 0.9, 0.85
 ARMS = {
     "everything": ("all candidates, the spoiled ones too", figures.GREY, "s"),
     "curated": ("what the sites kept", figures.BLUE, "o"),
-    "weighted": ("drawn the more often the better they are judged (rule weights)", figures.PURPLE, "P"),
+    "weighted": ("by predicted quality (rule weights, at the run's threshold)", figures.PURPLE, "P"),
     "random": ("as many as curated, chosen at random", figures.ORANGE, "v"),
     "oracle": ("only the untouched ones, which no hospital can know", figures.GREEN, "D"),
 }
@@ -645,7 +645,7 @@ def arms_section(
     of_run: Section | None,
     seeds: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Section:
-    """What curation is worth: the same training on four choices of annotations.
+    """What curation is worth: the same training on five choices of annotations.
 
     Args:
         evaluation: Content of `evaluation.json`.

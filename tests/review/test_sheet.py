@@ -14,7 +14,8 @@ from fedqc.config import SiteConfig, load_site
 from fedqc.curation.manifest import overrule, read_manifest, write_manifest
 from fedqc.errors import DataError
 from fedqc.review import sheet
-from fedqc.review.sheet import SHEET, write_sheet
+from fedqc.review.sheet import write_sheet
+from fedqc.review.worklist import SHEET
 from fedqc.task import load_task
 
 ODD = "&lt;b&gt;odd&lt;/b&gt; &amp; &#39;case&#39;"
@@ -52,10 +53,10 @@ def changed(site: Path, **values: object) -> SiteConfig:
     return config
 
 
-def test_cases_that_were_not_kept_are_drawn_in_the_order_of_the_page(site: Path) -> None:
+def test_cases_that_were_not_kept_are_drawn_the_worst_first(site: Path) -> None:
     page, not_drawn = written(site)
     assert not_drawn == []
-    assert titles(page) == ["1. near", f"2. {ODD}", "3. bad"]
+    assert titles(page) == ["1. bad", f"2. {ODD}", "3. near"]
     assert "<b>odd" not in page  # a name is text, never markup
     assert "The rule did not keep 3 of 4 candidates; nobody has decided about 3 of them." in page
     assert "scanner &#39;old&#39;: 3 of 4 cases are not kept" in page
@@ -81,6 +82,7 @@ def test_where_the_rule_was_not_applied_all_cases_are_listed(site: Path) -> None
     changed(site, rule=rule.model_copy(update={"suspended": "the model fails its self-test here"}))
     page, _ = written(site)
     assert len(titles(page)) == 4
+    assert "The rule was not applied: all of 4 candidates are kept." in page
     assert "Nothing was dropped: the model fails its self-test here." in page
 
 
@@ -89,7 +91,7 @@ def test_what_people_decided_is_listed_and_comes_last(site: Path) -> None:
     overrule(config.results, load_task(config.task), "near", "keep", by="Dr. Doe", reason="rim is <fine>")
     overrule(config.results, load_task(config.task), "good", "drop", by="Dr. Doe", reason="")
     page, _ = written(site)
-    assert titles(page) == [f"1. {ODD}", "2. bad", "3. near"]
+    assert titles(page) == ["1. bad", f"2. {ODD}", "3. near"]
     assert re.search(
         r"Kept by Dr\. Doe, \d{4}-\d\d-\d\d: rim is &lt;fine&gt;\. The rule: predicted DSC", page
     )
@@ -101,8 +103,8 @@ def test_what_people_decided_is_listed_and_comes_last(site: Path) -> None:
 def test_only_the_first_cases_are_drawn(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheet, "MOST_SHOWN", 2)
     page, _ = written(site)
-    assert titles(page) == ["1. near", f"2. {ODD}"]
-    assert "The first 2 of 3 cases that were not kept." in page
+    assert titles(page) == ["1. bad", f"2. {ODD}"]
+    assert "The first 2 of 3 cases that were not kept, the lowest predicted quality first" in page
 
 
 def test_a_case_whose_files_changed_is_named_and_not_drawn(site: Path) -> None:
@@ -110,8 +112,8 @@ def test_a_case_whose_files_changed_is_named_and_not_drawn(site: Path) -> None:
     (data / "1-t1.nii.gz").write_bytes((data / "1-label.nii.gz").read_bytes())
     (data / "2-label.nii.gz").unlink()
     page, not_drawn = written(site)
-    assert not_drawn[0] == "case near: 1-t1.nii.gz has changed since it was scored"
-    assert "2-label.nii.gz" in not_drawn[1]
+    assert "2-label.nii.gz" in not_drawn[0]
+    assert not_drawn[1] == "case near: 1-t1.nii.gz has changed since it was scored"
     assert "Not drawn: 1-t1.nii.gz has changed since it was scored." in page
     assert len(pictures(page)) == 3
 
@@ -126,7 +128,7 @@ def test_the_command_writes_the_sheet_and_serves_nothing(site: Path) -> None:
     done = CliRunner().invoke(app, ["review", str(site), "--sheet"])
     assert done.exit_code == 0, done.output
     assert str(site.parent / "results" / SHEET) in done.output
-    assert titles((site.parent / "results" / SHEET).read_text())[0] == "1. near"
+    assert titles((site.parent / "results" / SHEET).read_text())[0] == "1. bad"
     refused = CliRunner().invoke(app, ["review", str(site), "--sheet", "--port", "8700"])
     assert refused.exit_code != 0
     assert "--port is for the page, which --sheet does not serve" in str(refused.exception)

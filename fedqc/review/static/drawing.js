@@ -86,8 +86,11 @@ function dropGradients(viewer) {
   viewer.blurShader = viewer.sobelFirstOrderShader = { uniforms: {}, use: drop };
   const { refreshLayers } = viewer;
   viewer.refreshLayers = (...layer) => {
-    refreshLayers.apply(viewer, layer);
-    delete gl.drawArrays; // that of all contexts again
+    try {
+      refreshLayers.apply(viewer, layer);
+    } finally {
+      delete gl.drawArrays; // that of all contexts again
+    }
   };
 }
 
