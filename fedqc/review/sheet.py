@@ -39,7 +39,7 @@ _ONLY_HERE = Note(
 _HOW_TO_DECIDE = Note(
     "How to decide: `fedqc review SITE.toml` shows all cases in full in the browser and takes decisions; "
     "`fedqc manifest overrule SITE.toml CASE keep` (or `drop`, or `rule`) takes one without a browser. "
-    "`fedqc review SITE.toml --sheet` then writes this sheet anew, with the cases next in line."
+    "`fedqc review SITE.toml --sheet` then writes this sheet anew."
 )
 
 
