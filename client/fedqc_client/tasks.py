@@ -1,5 +1,6 @@
 """What a site does in each phase. Nothing here sends anything: the guard decides about the outcome."""
 
+import contextlib
 import hashlib
 import math
 import shutil
@@ -388,9 +389,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         write_scores(site.results / "scores.csv", manifest, task)
         write_manifest(site.results / MANIFEST, manifest)
     forget_vouched(site)
-    (site.results / SHEET).unlink(missing_ok=True)  # of an earlier run
-    if site.policy.sheet:
-        _write_sheet(site, task, watch)
+    _write_sheet(site, task, watch)
     summary = summarise_curation(
         quality=[entry.quality for entry in entries],
         regions={
@@ -470,7 +469,11 @@ def _diagnosed(entry: Entry) -> Kind | None:
 
 
 def _write_sheet(site: SiteConfig, task: Task, watch: Activity) -> None:
-    """Draw the worst cases for a person to look at."""
+    """Draw the worst cases for a person to look at, where the site wants it; an earlier run's sheet goes."""
+    with contextlib.suppress(OSError):
+        (site.results / SHEET).unlink()
+    if not site.policy.sheet:
+        return
     from fedqc.review.sheet import write_sheet  # noqa: PLC0415 - Matplotlib, which no other phase needs
 
     try:

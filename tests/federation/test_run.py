@@ -177,6 +177,9 @@ def test_scoring_writes_the_sheet_and_does_not_need_it(
     assert page.count("data:image/png") == 3
     assert "bad-7" in {entry.id for entry in read_manifest(results["b"] / "manifest.json").entries}
     assert not (results["c"] / "review.html").exists()
+    sites["a"].write_text(sites["a"].read_text().replace("sheet = true", "sheet = false"))
+    run(LocalGrid(sites), make_federation(sites), tmp_path / "again", only=("train.qc", "score"))
+    assert not (results["a"] / "review.html").exists()  # it shows what was decided before
 
 
 def test_a_second_run_leaves_nothing_of_the_first(
