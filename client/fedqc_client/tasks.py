@@ -299,17 +299,15 @@ def _self_test(  # noqa: PLR0917 - what is tested, and on what
             yield sample.case
 
     is_dsc = "stars" not in method.figures
-    scores = list(method.score(network, samples(), compute))
+    told = [(one.quality, one.regions) for one in method.score(network, samples(), compute)]  # no maps
     labels = tuple(
         KnownLabel(
             patient=patient,
             true=true,
-            predicted=said.quality,
-            regions={
-                name: (dsc[name], said.regions[name]) for name in said.regions if is_dsc and name in dsc
-            },
+            predicted=quality,
+            regions={name: (dsc[name], regions[name]) for name in regions if is_dsc and name in dsc},
         )
-        for (patient, true, dsc), said in zip(truth, scores, strict=True)
+        for (patient, true, dsc), (quality, regions) in zip(truth, told, strict=True)
     )
     test = SelfTest(key=key, is_dsc=is_dsc, labels=labels)
     write_self_test(site.results / SELF_TEST, test)

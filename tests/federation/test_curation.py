@@ -1,12 +1,14 @@
 """Rules in whole runs: what they rest on is counted at the sites, and nothing is dropped without ground."""
 
 import json
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from fedqc_client import tasks
 from fedqc_simulations.engine import LocalGrid
@@ -84,6 +86,32 @@ def test_what_is_wrong_is_written_down_and_told_in_counts(
     told = statistics(tmp_path / "run")["sites"]["a"]["score"]
     assert [key for key in told if key.startswith("diagnosis")] == ["diagnosis.shift"]
     assert told["diagnosis.shift"] == 1
+
+
+def test_the_self_test_keeps_no_maps(
+    sites: Sites, make_federation: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large volume they would not fit into memory together."""
+    score, alive, most = TinyMethod.score, list[weakref.ref[Any]](), 0
+
+    def with_maps_of_their_own(self: TinyMethod, *args: Any) -> Any:
+        nonlocal most
+        for one in score(self, *args):
+            error_map = np.array(one.error_map)
+            alive.append(weakref.ref(error_map))
+            most = max(most, sum(map_of() is not None for map_of in alive))
+            yield replace(one, error_map=error_map)
+            del one, error_map
+
+    monkeypatch.setattr(TinyMethod, "score", with_maps_of_their_own)
+    run(
+        LocalGrid(sites),
+        make_federation(sites),
+        tmp_path / "run",
+        only=("summarise", "train.qc", "calibrate"),
+    )
+    assert len(alive) > 10
+    assert most <= 2
 
 
 def test_a_diagnosis_that_fails_costs_no_scores(
