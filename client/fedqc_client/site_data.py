@@ -7,7 +7,7 @@ from fedqc.cases.cache import CaseCache
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.splits import split_references
 from fedqc.config import SiteConfig
-from fedqc.curation.manifest import MANIFEST, Manifest, read_manifest
+from fedqc.curation.manifest import Manifest, manifest_of
 from fedqc.curation.rules import Outcome
 from fedqc.errors import DataError
 from fedqc.files import write_json
@@ -85,10 +85,9 @@ def _vouched(site: SiteConfig, task: Task, request: Request) -> dict[str, list[s
 def earlier_manifest(site: SiteConfig, task: Task) -> Manifest | None:
     """The manifest of the run before this one; None where there is none of this site and task to read."""
     try:
-        earlier = read_manifest(site.results / MANIFEST)
+        return manifest_of(site, task)
     except DataError:
         return None
-    return earlier if (earlier.site, earlier.task) == (site.name, task.name) else None
 
 
 def load_site_data(site: SiteConfig, task: Task) -> SiteData:

@@ -39,7 +39,7 @@ from fedqc.curation.manifest import (
     carried_over,
     changing,
     kept,
-    read_manifest,
+    manifest_of,
     write_manifest,
     write_scores,
 )
@@ -761,14 +761,7 @@ def _kept_weights(site: SiteConfig, task: Task, data: SiteData) -> dict[str, flo
     Raises:
         DataError: there is no manifest, it is not this site's, or a kept case's files have changed since.
     """
-    path = site.results / MANIFEST
-    manifest = read_manifest(path)
-    if (manifest.site, manifest.task) != (site.name, task.name):
-        raise DataError(
-            f"{path}: the manifest is of site {manifest.site!r} and task {manifest.task!r}, "
-            f"not of {site.name!r} and {task.name!r}; score this site's cases again"
-        )
-    entries = {entry.id: entry for entry in kept(manifest)}
+    entries = {entry.id: entry for entry in kept(manifest_of(site, task))}
     cases = [case for case in data.candidates if case.id in entries]
     changed = [
         case.id for case in cases if _input_files(site, task, data.cache, case) != entries[case.id].files
@@ -776,8 +769,8 @@ def _kept_weights(site: SiteConfig, task: Task, data: SiteData) -> dict[str, flo
     changed += sorted(set(entries) - {case.id for case in cases})
     if changed:
         raise DataError(
-            f"{path}: kept cases changed or vanished since they were scored: {', '.join(changed[:5])}; "
-            "score the site's cases again"
+            f"{site.results / MANIFEST}: kept cases changed or vanished since they were scored: "
+            f"{', '.join(changed[:5])}; score the site's cases again"
         )
     # What a person vouched for counts in full, whatever the rule thought of it.
     return {case: 1.0 if entry.overruled else entry.weight for case, entry in entries.items()}

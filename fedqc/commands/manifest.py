@@ -128,16 +128,9 @@ def schema() -> None:
 def _read(site: Path) -> "tuple[SiteConfig, Task, Manifest]":
     """A site's configuration, task and manifest."""
     from fedqc.config import load_site
-    from fedqc.curation.manifest import MANIFEST, read_manifest
-    from fedqc.errors import DataError
+    from fedqc.curation.manifest import manifest_of
     from fedqc.task import load_task
 
     config = load_site(site)
-    task, path = load_task(config.task), config.results / MANIFEST
-    manifest = read_manifest(path)
-    if (manifest.site, manifest.task) != (config.name, task.name):
-        raise DataError(
-            f"{path}: is of site {manifest.site!r} and task {manifest.task!r}, not of {config.name!r} and "
-            f"{task.name!r}; score this site's cases first"
-        )
-    return config, task, manifest
+    task = load_task(config.task)
+    return config, task, manifest_of(config, task)

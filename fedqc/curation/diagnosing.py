@@ -318,12 +318,12 @@ class _Pair:
             np.array(ndimage.center_of_mass(volume > 0)) for volume in (self.label, self.corrected)
         )
         offset = np.rint(here - there).astype(int)
-        agreed = self._agreement(offset)
+        agreed = self._agreeing(offset)
         climbing = True
         while climbing:
             climbing = False
             for step in (*np.eye(3, dtype=int), *-np.eye(3, dtype=int)):
-                if (more := self._agreement(offset + step)) > agreed:
+                if (more := self._agreeing(offset + step)) > agreed:
                     offset, agreed, climbing = offset + step, more, True
         if offset.any():
             way = _way(offset * np.array(self.spacing))
@@ -331,7 +331,7 @@ class _Pair:
             back = _way(-offset * np.array(self.spacing))
             yield _Explanation(Kind.SHIFT, f"moved by {way}", made, f"move it by {back}", undone)
 
-    def _agreement(self, offset: NDArray[np.intp]) -> int:
+    def _agreeing(self, offset: NDArray[np.intp]) -> int:
         """Voxels of a class in which the label and the moved corrected label agree."""
         moved = _moved(self.corrected, offset)
         return int(((moved > 0) & (moved == self.label)).sum())

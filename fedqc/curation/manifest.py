@@ -20,7 +20,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from fedqc.config import CurationConfig, FrozenModel, Share, parse
+from fedqc.config import CurationConfig, FrozenModel, Share, SiteConfig, parse
 from fedqc.curation.calibration import Calibration
 from fedqc.curation.diagnosis import Diagnosis
 from fedqc.curation.guards import Gathering
@@ -323,6 +323,22 @@ def read_manifest(path: Path) -> Manifest:
         return parse(values, Manifest, source=str(path))
     except ConfigError as error:
         raise DataError(f"{error}; {fix}") from None
+
+
+def manifest_of(site: SiteConfig, task: Task) -> Manifest:
+    """The manifest in a site's results folder.
+
+    Raises:
+        DataError: there is none, it cannot be read, or it is of another site or task.
+    """
+    path = site.results / MANIFEST
+    manifest = read_manifest(path)
+    if (manifest.site, manifest.task) != (site.name, task.name):
+        raise DataError(
+            f"{path}: is of site {manifest.site!r} and task {manifest.task!r}, not of "
+            f"{site.name!r} and {task.name!r}; score this site's cases first"
+        )
+    return manifest
 
 
 def write_scores(path: Path, manifest: Manifest, task: Task) -> None:

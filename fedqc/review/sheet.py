@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import sha256_file
 from fedqc.config import SiteConfig
-from fedqc.curation.manifest import Entry, Manifest
+from fedqc.curation.manifest import Entry, Manifest, manifest_of
 from fedqc.curation.rules import Outcome
 from fedqc.errors import FedQCError, printable
 from fedqc.files import private_files
@@ -25,7 +25,7 @@ from fedqc.reports.page import (
 from fedqc.reports.review import Planes, draw_planes
 from fedqc.reports.slices import CONTOURS, MARKED
 from fedqc.reports.words import UNKNOWN, count, moment, number, plural, rule_in_words
-from fedqc.review.worklist import LABEL, SHEET, manifest_of
+from fedqc.review.worklist import LABEL, SHEET
 from fedqc.scoring import ERROR_MAPS
 from fedqc.task import Task
 

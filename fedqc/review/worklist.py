@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fedqc.cases.layouts import read_ids
 from fedqc.cases.volumes import sha256_file
 from fedqc.config import SiteConfig, parse
-from fedqc.curation.manifest import MANIFEST, Entry, Manifest, Overruled, overrule, read_manifest
+from fedqc.curation.manifest import MANIFEST, Entry, Manifest, Overruled, manifest_of, overrule
 from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import SELF_TEST, read_self_test
 from fedqc.errors import DataError
@@ -227,22 +227,6 @@ class Worklist:
             f"{ERRORS}-{name}": maps / name / file for name in self._task.classes
         }
         return volumes + [Volume(name, "errors", path) for name, path in errors.items() if path.is_file()]
-
-
-def manifest_of(site: SiteConfig, task: Task) -> Manifest:
-    """The manifest in a site's results folder.
-
-    Raises:
-        DataError: there is none, it cannot be read, or it is of another site or task.
-    """
-    path = site.results / MANIFEST
-    manifest = read_manifest(path)
-    if (manifest.site, manifest.task) != (site.name, task.name):
-        raise DataError(
-            f"{path}: is of site {manifest.site!r} and task {manifest.task!r}, not of "
-            f"{site.name!r} and {task.name!r}; score this site's cases first"
-        )
-    return manifest
 
 
 def _seen(manifest: Manifest, entry: Entry) -> str:

@@ -16,18 +16,7 @@ from fedqc.compute import Compute
 from fedqc.curation.diagnosis import Kind
 from fedqc.curation.manifest import read_manifest
 from fedqc.curation.rules import Outcome
-from fedqc.degradation.annotator import (
-    AnotherPatient,
-    InventedComponent,
-    LeftRightFlip,
-    MissedComponent,
-    OverContouring,
-    Shift,
-    SlicesLeftOut,
-    StaleLabel,
-    SwappedClasses,
-    UnderContouring,
-)
+from fedqc.degradation.annotator import ANNOTATOR_KINDS, LeftRightFlip, StaleLabel
 from fedqc.degradation.base import Untouched
 from fedqc.degradation.samples import ALL_KINDS
 from fedqc.metrics.agreement import agreement
@@ -37,17 +26,9 @@ from fedqc.seeding import generator
 from fedqc.trial import Tried, try_model
 from fedqc_simulations.consortium import Progress, read_candidates
 
-MEANT: dict[str, Kind] = {
-    UnderContouring.kind: Kind.UNDER,
-    OverContouring.kind: Kind.OVER,
-    StaleLabel.kind: Kind.ANOTHER,
-    MissedComponent.kind: Kind.MISSED,
-    InventedComponent.kind: Kind.INVENTED,
-    SwappedClasses.kind: Kind.SWAPPED,
-    SlicesLeftOut.kind: Kind.SLICES,
+MEANT = {kind: Kind(kind) for kind in ANNOTATOR_KINDS if kind in set(Kind)} | {
     LeftRightFlip.kind: Kind.FLIP,
-    Shift.kind: Kind.SHIFT,
-    AnotherPatient.kind: Kind.ANOTHER,
+    StaleLabel.kind: Kind.ANOTHER,
 }
 """The right diagnosis of each kind of error that has one."""
 

@@ -257,7 +257,7 @@ def test_the_manifest_of_another_site_or_task_is_refused(
 ) -> None:
     path = load_site(site).results / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    with pytest.raises(DataError, match=f"the manifest is of site .*'{value}'"):
+    with pytest.raises(DataError, match=f"is of site .*'{value}'"):
         train(site)
     assert seen == {}
 

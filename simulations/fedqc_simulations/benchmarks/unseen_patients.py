@@ -28,6 +28,8 @@ def options_of(doc: str | None) -> argparse.ArgumentParser:
 def read_model_and_cases(options: argparse.Namespace) -> tuple[StoredModel, CachedCases]:
     """The model, and all cases of the candidates' patients with their labels as they were before."""
     torch.set_num_threads(options.threads)
+    if not options.run.is_dir():
+        raise SystemExit(f"{options.run}: there is no such folder; name that of a simulation")
     task = load_task(options.task)
     patients = {one.patient for one in read_candidates(options.run)}
     files = [one for one in find_cases(options.data, task).cases if one.patient in patients]
