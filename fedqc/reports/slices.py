@@ -21,13 +21,15 @@ from fedqc.cases.volumes import voxel_size
 Line = Literal["solid", "dashed", "dotted"]
 Window = tuple[tuple[float, float], tuple[float, float]]
 """From left to right and from bottom to top, in mm."""
-# Light colours of Okabe and Ito for dark scans; the line tells them apart without colour.
+# Of the classes in turn: colours of Okabe and Ito, who made them for all eyes, light ones first, since scans
+# are dark; the line tells them apart without colour. The review page has the same colours.
 CONTOURS: tuple[tuple[str, Line], ...] = (
     ("#56B4E9", "solid"),
     ("#F0E442", "dashed"),
     ("#009E73", "dotted"),
     ("#CC79A7", "solid"),
-    ("#FFFFFF", "dashed"),
+    ("#0072B2", "dashed"),
+    ("#FFFFFF", "dotted"),
 )
 MARKED = "#E69F00"
 _MARKED_RGB = (0xE6 / 255, 0x9F / 255, 0)

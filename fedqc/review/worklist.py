@@ -18,6 +18,7 @@ from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import SELF_TEST, read_self_test
 from fedqc.errors import DataError
 from fedqc.files import replacing
+from fedqc.reports.slices import CONTOURS
 from fedqc.scoring import ERROR_MAPS
 from fedqc.seeding import derive_seed
 from fedqc.task import Task
@@ -29,8 +30,6 @@ SHEET = "review.html"
 """In the results folder: the sheet of the worst cases."""
 USUAL_ERROR = 0.1
 """Standard deviation of predicted minus true DSC where the site's labels of known quality do not tell."""
-COLORS = ("#56B4E9", "#F0E442", "#009E73", "#CC79A7", "#0072B2", "#999999")
-"""Of the classes, by Okabe and Ito, who made them for all eyes; they repeat."""
 
 Choice = Literal["keep", "drop"] | None
 
@@ -99,7 +98,7 @@ class Worklist:
             "by": self.by,
             "modalities": list(self._task.modalities),
             "classes": [
-                {"name": name, "values": list(values), "color": COLORS[index % len(COLORS)]}
+                {"name": name, "values": list(values), "color": CONTOURS[index % len(CONTOURS)][0]}
                 for index, (name, values) in enumerate(self._task.classes.items())
             ],
             "cases": [self._line(entries[case]) for case in self.ids],

@@ -11,6 +11,7 @@ from fedqc.curation.manifest import Overruled, overrule, read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import KnownLabel, SelfTest, write_self_test
 from fedqc.errors import ConfigError, DataError
+from fedqc.reports.slices import CONTOURS
 from fedqc.review.worklist import Worklist, expected_gain
 from fedqc.task import load_task
 
@@ -56,7 +57,7 @@ def test_overview_says_what_the_run_was(worklist: Worklist) -> None:
     }  # fmt: skip
     assert seen["warnings"][0].startswith("scanner 'old': 3 of 4 cases are not kept")
     assert [(one["name"], one["values"]) for one in seen["classes"]] == [("core", [1]), ("rim", [2, 4])]
-    assert len({one["color"] for one in seen["classes"]}) == 2
+    assert [one["color"] for one in seen["classes"]] == [color for color, _ in CONTOURS[:2]]  # as in pictures
     json.dumps(seen)
 
 
