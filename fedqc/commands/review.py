@@ -35,9 +35,10 @@ def review(
     """
     from fedqc.commands.folders import user_name
     from fedqc.config import load_site
+    from fedqc.curation.verified import VERIFIED
     from fedqc.errors import ConfigError
     from fedqc.review.serve import serve_review
-    from fedqc.review.worklist import VERIFIED, Worklist
+    from fedqc.review.worklist import Worklist
     from fedqc.task import load_task
 
     if sheet:

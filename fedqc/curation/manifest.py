@@ -25,6 +25,7 @@ from fedqc.curation.calibration import Calibration
 from fedqc.curation.diagnosis import Diagnosis
 from fedqc.curation.guards import Gathering
 from fedqc.curation.rules import Outcome
+from fedqc.curation.verified import read_verified, write_verified
 from fedqc.errors import ConfigError, DataError, did_you_mean
 from fedqc.files import replacing
 from fedqc.ratings import FEWEST_STARS, MOST_STARS
@@ -207,6 +208,8 @@ def overrule(
 ) -> Entry:
     """Write down what a person decided about a case, in the manifest and the table of a results folder.
 
+    A case that is not kept, or not any more, is not among the verified ones either.
+
     Args:
         results: the site's folder, which holds the manifest.
         task: the site's.
@@ -236,6 +239,9 @@ def overrule(
         manifest = with_overruled(before, case, overruled)
         write_scores(results / "scores.csv", manifest, task)
         write_manifest(path, manifest)
+        verified = read_verified(results)
+        if case in verified and (overruled is None or overruled.decision is not Outcome.KEEP):
+            write_verified(results, verified - {case})  # or the next run would take it for a reference
     return next(entry for entry in manifest.entries if entry.id == case)
 
 

@@ -1,6 +1,5 @@
 """What a person reviews: a site's candidates, those first where looking is worth most."""
 
-import csv
 import hashlib
 import threading
 from dataclasses import dataclass
@@ -13,19 +12,17 @@ from numpy.typing import NDArray
 from fedqc.cases.layouts import read_ids
 from fedqc.cases.volumes import sha256_file
 from fedqc.config import SiteConfig, parse
-from fedqc.curation.manifest import MANIFEST, Entry, Manifest, Overruled, manifest_of, overrule
+from fedqc.curation.manifest import MANIFEST, Entry, Manifest, Overruled, changing, manifest_of, overrule
 from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import SELF_TEST, read_self_test
+from fedqc.curation.verified import read_verified, write_verified
 from fedqc.errors import DataError
-from fedqc.files import replacing
 from fedqc.reports.slices import CONTOURS
 from fedqc.scoring import ERROR_MAPS
 from fedqc.seeding import derive_seed
 from fedqc.task import Task
 
 LABEL, ERRORS = "label", "errors"
-VERIFIED = "verified.csv"
-"""In the results folder: a table of references, for `[data] reference`."""
 SHEET = "review.html"
 """In the results folder: the sheet of the worst cases."""
 USUAL_ERROR = 0.1
@@ -167,19 +164,14 @@ class Worklist:
 
     def _write_verified(self, references: frozenset[str]) -> None:
         """The site's references, and with them the drawn cases that a person kept, as a table of ids."""
-        path, entries = self._site.results / VERIFIED, self._entries()
-        kept = {
-            case for case in self.ids if (one := entries[case].overruled) and one.decision is Outcome.KEEP
-        }
-        before = references | (read_ids(path) if path.exists() else frozenset())
-        rows = [[case] for case in ("id", *sorted((before - set(self.ids)) | kept))]
-        try:
-            with replacing(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows(rows)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be written ({error.strerror or error}); the decision itself is saved"
-            ) from None
+        results = self._site.results
+        with changing(results):
+            entries = self._entries()
+            kept = {
+                case for case in self.ids if (one := entries[case].overruled) and one.decision is Outcome.KEEP
+            }
+            before = references | read_verified(results)
+            write_verified(results, (before - set(self.ids)) | kept)
 
     def _entries(self) -> dict[str, Entry]:
         """All candidates as they stand on disk now, by their id.

@@ -186,6 +186,23 @@ def test_drawn_labels_that_a_person_keeps_are_listed_as_references(site: Path) -
     assert read_ids(config.results / "verified.csv") == {"old", worklist.ids[0]}
 
 
+def test_a_verified_label_that_is_not_kept_any_more_is_no_reference_either(site: Path) -> None:
+    config = load_site(site)
+    task = load_task(config.task)
+    worklist = Worklist(config, task, by="Dr. Doe", pick=3)
+    for number in range(3):
+        worklist.decide(number, "keep", "", worklist.case(number)["seen"])
+    first, second, third = worklist.ids
+    overrule(config.results, task, first, "drop", by="Dr. Roe", reason="wrong side")  # fedqc manifest overrule
+    assert read_ids(config.results / "verified.csv") == {second, third}
+    everything = Worklist(config, task, by="Dr. Doe")
+    number = everything.ids.index(second)
+    everything.decide(number, "drop", "", everything.case(number)["seen"])
+    assert read_ids(config.results / "verified.csv") == {third}
+    overrule(config.results, task, third, None, by="Dr. Roe", reason="")
+    assert read_ids(config.results / "verified.csv") == frozenset()
+
+
 @pytest.mark.parametrize("by", ["", "x" * 201])
 def test_nobody_is_called_that(site: Path, by: str) -> None:
     config = load_site(site)
