@@ -81,6 +81,7 @@ def check_site(
     *,
     memory: Path | None,
     progress: Callable[[int, int], None] | None = None,
+    references: frozenset[str] | None = None,
 ) -> SiteCheck:
     """Find and check everything that `site.toml` names; the data folder is only read.
 
@@ -89,13 +90,15 @@ def check_site(
         task: what the data show.
         memory: folder that remembers checked cases until a file changes; None remembers nothing.
         progress: called with (cases done, all cases) after each case.
+        references: ids of the references; None: those that the site lists at present.
 
     Raises:
         DataError: the folder or a list cannot be read at all, or `memory` cannot be written.
     """
     data = site.data
     listing = find_cases(data.path, task, data.layout)
-    references = read_ids(data.reference) if data.reference else frozenset()
+    if references is None:
+        references = read_ids(data.reference) if data.reference else frozenset()
     ratings = read_ratings(data.ratings) if data.ratings else []
     checked = check_cases(
         listing, data.path, task, workers=site.compute.workers, memory=memory, progress=progress

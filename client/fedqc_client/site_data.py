@@ -1,15 +1,17 @@
 """The cases of this site, as every phase needs them."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 
 from fedqc.cases.cache import CaseCache
 from fedqc.cases.layouts import CaseFiles
+from fedqc.cases.layouts.table import read_ids
 from fedqc.cases.splits import split_references
-from fedqc.config import SiteConfig
+from fedqc.config import FrozenModel, SiteConfig, parse
 from fedqc.curation.manifest import Manifest, manifest_of
 from fedqc.curation.rules import Outcome
-from fedqc.errors import DataError
+from fedqc.errors import ConfigError, DataError
 from fedqc.files import write_json
 from fedqc.protocol import Request
 from fedqc.site_check import SiteCheck, check_site
@@ -34,8 +36,19 @@ class SiteData:
         return self.references + self.candidates
 
 
-VOUCHED = "vouched.json"
-"""In the site's cache: what people vouched for when a run began, the same in all its rounds."""
+ROLES = "roles.json"
+"""In the site's cache: references, and what people had kept, as a run began; the same in all its rounds."""
+
+
+class _Roles(FrozenModel):
+    """The file."""
+
+    run: tuple[str, int, str]
+    """Federation, seed and the task's digest."""
+    references: frozenset[str]
+    """Ids."""
+    kept: dict[str, tuple[str, ...]]
+    """The hashes of each candidate that a person kept before this run, by its id."""
 
 
 def training_references(
@@ -48,38 +61,44 @@ def training_references(
     """
     training, held_back = split_references(data.references, request.seed)
     patients = {files.patient for files in held_back}
-    vouched = _vouched(site, task, request)
+    kept = _roles(site, task, request).kept
     verified = tuple(
         files
         for files in data.candidates
-        if files.patient not in patients and vouched.get(files.id) == list(data.cache.hashes(files))
+        if files.patient not in patients and kept.get(files.id) == data.cache.hashes(files)
     )
     return training + verified, held_back
 
 
-def forget_vouched(site: SiteConfig) -> None:
-    """Have the next run begin with what people vouch for by then."""
-    (site.compute.cache / VOUCHED).unlink(missing_ok=True)
+def forget_roles(site: SiteConfig) -> None:
+    """Have the next run begin with the references, and with what people kept, as it is by then."""
+    (site.compute.cache / ROLES).unlink(missing_ok=True)
 
 
-def _vouched(site: SiteConfig, task: Task, request: Request) -> dict[str, list[str]]:
-    """The hashes of each case that a person kept before this run, by its id."""
-    path, run = site.compute.cache / VOUCHED, [request.federation, request.seed, request.task]
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known["run"] == run:
-            return dict(known["cases"])
-    except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
-        pass
+def _roles(site: SiteConfig, task: Task, request: Request) -> _Roles:
+    """What each case is for in this run: whoever verifies labels meanwhile does so for the next one.
+
+    Raises:
+        DataError: the list of references cannot be read.
+    """
+    path, run = site.compute.cache / ROLES, (request.federation, request.seed, request.task)
+    with contextlib.suppress(OSError, ValueError, RecursionError, ConfigError):  # not there, or damaged
+        known = parse(json.loads(path.read_text(encoding="utf-8")), _Roles, source=str(path))
+        if known.run == run:
+            return known
     earlier = earlier_manifest(site, task)
-    found = {
-        entry.id: list(entry.hashes)
-        for entry in (earlier.entries if earlier else ())
-        if entry.overruled and entry.overruled.decision is Outcome.KEEP
-    }
+    roles = _Roles(
+        run=run,
+        references=read_ids(site.data.reference) if site.data.reference else frozenset(),
+        kept={
+            entry.id: entry.hashes
+            for entry in (earlier.entries if earlier else ())
+            if entry.overruled and entry.overruled.decision is Outcome.KEEP
+        },
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"run": run, "cases": found})
-    return found
+    write_json(path, roles.model_dump(mode="json"))
+    return roles
 
 
 def earlier_manifest(site: SiteConfig, task: Task) -> Manifest | None:
@@ -90,13 +109,19 @@ def earlier_manifest(site: SiteConfig, task: Task) -> Manifest | None:
         return None
 
 
-def load_site_data(site: SiteConfig, task: Task) -> SiteData:
+def load_site_data(site: SiteConfig, task: Task, request: Request | None = None) -> SiteData:
     """Find and check the site's cases; what was checked once is not read again until a file changes.
+
+    Args:
+        site: whose cases they are.
+        task: what they show.
+        request: of a run, whose references stay those that it began with; None: those of now.
 
     Raises:
         DataError: the data folder or a list of cases cannot be used, or no case can.
     """
-    check = check_site(site, task, memory=site.compute.cache / "checks")
+    references = None if request is None else _roles(site, task, request).references
+    check = check_site(site, task, memory=site.compute.cache / "checks", references=references)
     if not check.checked.usable:
         first = next(problem for problem in check.problems if problem.is_error)
         raise DataError(

@@ -111,7 +111,7 @@ from fedqc_client.guard import Told, Trained
 from fedqc_client.site_data import (
     SiteData,
     earlier_manifest,
-    forget_vouched,
+    forget_roles,
     load_site_data,
     training_references,
 )
@@ -143,10 +143,11 @@ def summarise(site: SiteConfig, request: SummariseRequest, *, begins: bool = Tru
     Raises:
         DataError: no case can be used.
     """
-    data = load_site_data(site, _task(site, request))
-    data.cache.prepare(data.usable, workers=site.compute.workers)
+    task = _task(site, request)
     if begins:
-        forget_vouched(site)
+        forget_roles(site)
+    data = load_site_data(site, task, request if begins else None)
+    data.cache.prepare(data.usable, workers=site.compute.workers)
     roles = dict.fromkeys((files.id for files in data.references), "reference")
     about = _about(data.usable, data.cache, roles)
     for code, patients in data.check.left_out.items():
@@ -157,7 +158,7 @@ def summarise(site: SiteConfig, request: SummariseRequest, *, begins: bool = Tru
 def train_segmenter(site: SiteConfig, request: TrainSegmenterRequest) -> Trained | ErrorReply:
     """Train a segmenter on the references outside of a fold, and keep the labels that it makes inside."""
     task = _task(site, request)
-    data = load_site_data(site, task)
+    data = load_site_data(site, task, request)
     training, _ = training_references(site, task, data, request)
     cases = CachedCases(data.cache, training)
     config = request.qc.sources
@@ -188,7 +189,7 @@ def train_segmenter(site: SiteConfig, request: TrainSegmenterRequest) -> Trained
 def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
     """Train one stage of the QC method for one round on the cases here that it may learn from."""
     task = _task(site, request)
-    data = load_site_data(site, task)
+    data = load_site_data(site, task, request)
     stage = get_method(request.qc.method)(task, request.qc).stage(request.stage)
     ratings = ratings_by_case(site.data.ratings) if stage.learns_from == "rated" else {}
     vouched_for, held_back = training_references(site, task, data, request)
@@ -232,7 +233,7 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
 def cross_check(site: SiteConfig, request: CrossCheckRequest) -> Told | ErrorReply:
     """Score the labels of all references, as they are, with a model that was trained at other sites."""
     task = _task(site, request)
-    data = load_site_data(site, task)
+    data = load_site_data(site, task, request)
     if not data.references:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     method, network = _qc_model(request, task)
@@ -248,7 +249,7 @@ def cross_check(site: SiteConfig, request: CrossCheckRequest) -> Told | ErrorRep
 def calibrate(site: SiteConfig, request: CalibrateRequest) -> Told | ErrorReply:
     """Degrade the site's calibration cases in every trained way and compare predicted with true quality."""
     task = _task(site, request)
-    data = load_site_data(site, task)
+    data = load_site_data(site, task, request)
     training, held_back = split_references(data.references, request.seed)
     if not held_back:
         return ErrorReply(ErrorCode.NO_REFERENCE)
@@ -322,7 +323,7 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
     `review.html` where the site wants it.
     """
     task = _task(site, request)
-    data = load_site_data(site, task)
+    data = load_site_data(site, task, request)
     method, network = _qc_model(request, task)
     compute = _compute(site)
     training, held_back = split_references(data.references, request.seed)
@@ -386,7 +387,6 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
         )
         write_scores(site.results / "scores.csv", manifest, task)
         write_manifest(site.results / MANIFEST, manifest)
-    forget_vouched(site)
     _write_sheet(site, task, watch)
     summary = summarise_curation(
         quality=[entry.quality for entry in entries],
@@ -492,7 +492,7 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
         DataError: the site has not curated its cases, or a kept case's files have changed since.
     """
     task = _task(site, request)
-    data = load_site_data(site, task)
+    data = load_site_data(site, task, request)
     training, tried = _references_for_segmentation(data, request)
     patients = {files.patient for files in tried}
     weights = _kept_weights(site, task, data)
@@ -517,7 +517,8 @@ def evaluate_segmentation(site: SiteConfig, request: EvaluateSegmentationRequest
     task = _task(site, request)
     segmentation, network = _segmentation_model(request, task)
     _store_model(site, request, network, task)
-    data = load_site_data(site, task)
+    data = load_site_data(site, task, request)
+    forget_roles(site)  # the run ends here
     _, references = _references_for_segmentation(data, request)
     if not references:
         return ErrorReply(ErrorCode.NO_REFERENCE)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from fedqc_client import tasks
 from fedqc_client.guard import Told, Trained
-from fedqc_client.site_data import load_site_data
+from fedqc_client.site_data import forget_roles, load_site_data
 from fedqc_simulations.engine import LocalGrid
 
 from fedqc.cases.splits import split_references
@@ -149,6 +149,22 @@ def test_what_a_person_decided_counts(site: Path, seen: dict[str, list[str]]) ->
     assert seen == {"a": ["bad-7", "good-6"]}
 
 
+def test_what_is_verified_during_a_run_counts_from_the_next_one_on(
+    site: Path, seen: dict[str, list[str]]
+) -> None:
+    loaded = load_site(site)
+    reference = loaded.data.reference
+    assert reference is not None
+    train(site)
+    with reference.open("a") as file:
+        file.write("good-4\n")
+    train(site, round=2)
+    assert seen == {"a": ["good-4", "good-5", "good-6"]}  # in both rounds, and the site did not fail
+    forget_roles(loaded)
+    with pytest.raises(DataError, match="kept cases changed or vanished since they were scored: good-4"):
+        train(site)
+
+
 def test_references_for_training_take_part_where_the_federation_wants_it(
     site: Path, seen: dict[str, list[str]]
 ) -> None:
@@ -220,7 +236,7 @@ def test_nobody_is_learned_from_on_whom_the_model_is_tried(
     assert held_back[0].id not in seen["a"]
 
 
-@pytest.mark.parametrize("change", ["image", "label", "gone", "reference"])
+@pytest.mark.parametrize("change", ["image", "label", "gone"])
 def test_a_kept_case_that_changed_since_it_was_scored_is_refused(
     change: str, site: Path, seen: dict[str, list[str]]
 ) -> None:
@@ -234,9 +250,6 @@ def test_a_kept_case_that_changed_since_it_was_scored_is_refused(
             write_volume(folder / "good-5-label.nii.gz", label, np.diag([-1.0, 1, 1, 1]))
         case "gone":
             (folder / "good-5.nii.gz").unlink()
-        case "reference":  # it is a candidate no longer
-            with (folder.parent / "reference.csv").open("a") as file:
-                file.write("good-5\n")
     message = (
         r"manifest.json: kept cases changed or vanished since they were scored: good-5; score the site's"
     )
@@ -411,6 +424,7 @@ def test_the_model_reaches_every_site_and_is_tried_on_what_it_never_saw(
 def test_a_site_without_references_keeps_the_model_and_says_so(site: Path) -> None:
     (load_site(site).data.path.parent / "reference.csv").write_text("id\n")
     loaded, asked = load_site(site), request(site)
+    forget_roles(loaded)
     evaluate = EvaluateRequest(
         **asked.model_dump(exclude={"round", *TrainingTerms.model_fields}),
         weights=asked.weights,
