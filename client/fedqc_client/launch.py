@@ -150,7 +150,8 @@ class ActivityFollower:
     say: Say
     progress: Progress
     _seen: str | None = None
-    _notes: int = 0
+    _said: tuple[str, ...] = ()
+    """What was shown of the latest work's notes."""
 
     def read(self) -> None:
         """Show what is new."""
@@ -164,9 +165,12 @@ class ActivityFollower:
             return
         if before is None and _age(now) > _NEWS:  # of a time before
             return
-        for note in now["notes"][self._notes :]:
-            self.say(f"{what_is_done(now)}: {note}")
-        self._notes = len(now["notes"])
+        notes = tuple(f"{what_is_done(now)}: {note}" for note in now["notes"])
+        # Notes of other work are all new, however many there were before.
+        is_same = self._said == notes[: len(self._said)]
+        for note in notes[len(self._said) if is_same else 0 :]:
+            self.say(note)
+        self._said = notes
         if now["state"] != "working":
             self.say(in_words(now))
         elif "total" in now:

@@ -264,6 +264,23 @@ def test_work_that_goes_on_is_a_bar_and_what_went_wrong_a_line(tmp_path: Path) -
     assert screen.lines[1:] == ["train.qc, round 1 of 20: trains with batches of 2 instead"]
 
 
+def test_notes_of_the_next_work_are_shown_though_nobody_looked_in_between(tmp_path: Path) -> None:
+    screen = Screen()
+    follower = screen.follow(tmp_path)
+    work = Activity(tmp_path, "query.calibrate", "glioma")
+    work.note("one")
+    follower.read()
+    work.note("two")
+    follower.read()
+    Activity(tmp_path, "query.score", "glioma").note("all candidates are kept")
+    follower.read()
+    assert screen.lines == [
+        "query.calibrate: one",
+        "query.calibrate: two",
+        "query.score: all candidates are kept",
+    ]
+
+
 def test_what_was_done_yesterday_is_no_news(tmp_path: Path) -> None:
     Activity(tmp_path, "query.handshake").tell("asked")
     path = tmp_path / ACTIVITY
