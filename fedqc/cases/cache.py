@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,9 @@ FORMAT = 3
 """Version of the entries; to be raised whenever preprocessing gives other numbers."""
 
 _ARRAYS = ("image.npy", "label.npy")
+_READING = threading.Lock()
+"""Held while NumPy reads the header of an array by Python's parser, which counts its depth for all threads at
+once in some versions, 3.11.7 among them: a SystemError once in a while (CPython issue 106905)."""
 
 
 class CaseCache:
@@ -114,7 +118,8 @@ class CaseCache:
             card = json.loads((entry / "case.json").read_text())
             if [list(_size_and_time(entry / name)) for name in _ARRAYS] != card["states"]:
                 return None
-            image, label = (np.load(entry / name, mmap_mode="r", allow_pickle=False) for name in _ARRAYS)
+            with _READING:
+                image, label = (np.load(entry / name, mmap_mode="r", allow_pickle=False) for name in _ARRAYS)
             x, y, z = card["native_shape"]
             return Case(
                 id=files.id,
