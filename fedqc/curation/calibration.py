@@ -129,7 +129,9 @@ def counted(quality: NDArray[np.float64], patients: NDArray[np.str_]) -> NDArray
     """
     _, owner, n_labels = np.unique(patients, return_inverse=True, return_counts=True)
     share = PATIENT / n_labels[owner] if len(patients) else np.zeros(0)
-    return np.rint(np.bincount(bins_of(quality), share, minlength=BINS)).astype(np.int64)
+    mass = np.cumsum(np.bincount(bins_of(quality), share, minlength=BINS))
+    # Rounded so that the bins of a patient still add up to one: rules ask for so many patients.
+    return np.diff(np.rint(mass), prepend=0).astype(np.int64)
 
 
 def bins_of(quality: ArrayLike) -> NDArray[np.intp]:

@@ -41,6 +41,15 @@ def test_every_patient_counts_the_same() -> None:
     assert counted(np.zeros(0), np.zeros(0, dtype=np.str_)).tolist() == [0] * BINS
 
 
+@pytest.mark.parametrize("labels", [3, 6, 7, 12, 13, 14])
+def test_nine_patients_are_nine_however_many_labels_each_has(labels: int) -> None:
+    """Thirds and sevenths of a patient are no thousandths, and a rule may ask for nine patients."""
+    quality = np.tile(np.linspace(0.105, 0.605, labels), 9)
+    counts = counted(quality, np.repeat([f"p{number}" for number in range(9)], labels))
+    assert counts.sum() == 9 * PATIENT
+    assert np.abs(counts[counts > 0] - 9 * PATIENT / labels).max() <= 1
+
+
 def test_failures_and_others_are_counted_apart() -> None:
     known = calibration_of([0.2, 0.9, 0.8], [0.3, 0.74, 0.75], ["a", "a", "a"], tau=0.75)
     assert (known.n_failing, known.n_others) == (1, 1)
