@@ -160,10 +160,10 @@ def outgoing(outcome: Outcome, site: SiteConfig, request: Request, *, remember: 
     try:
         min_count = max(site.policy.min_count, request.min_count)
         reply = _filtered(outcome, min_count)
-        if isinstance(outcome, Told) and isinstance(reply, StatisticsReply) and remember:
+        if isinstance(outcome, Told) and isinstance(reply, StatisticsReply):
             settings = f"{request.federation} {request.task} {outcome.settings}"
             new = release_of(reply.values, outcome.about, outcome.weights, settings, min_count)
-            reply = StatisticsReply(settle(site.results / RELEASES, request.kind, new))
+            reply = StatisticsReply(settle(site.results / RELEASES, request.kind, new, remember=remember))
         records = reply_to_records(reply)
         _check(reply_from_records(records, request.kind), site, request)
     except (ProtocolError, TypeError) as error:

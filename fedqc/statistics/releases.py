@@ -54,24 +54,25 @@ class _Releases(FrozenModel):
     """All that was told, the latest last."""
 
 
-def settle(path: Path, phase: str, new: Release) -> Values:
+def settle(path: Path, phase: str, new: Release, *, remember: bool = True) -> Values:
     """What may be told, given what was told before; what is new is on disk before it is returned.
 
     Args:
         path: of the file that remembers.
         phase: of the run, or the type of its message.
         new: what would be told, behind the privacy filters.
+        remember: False where it is not told but only looked at.
 
     Raises:
         DataError: what was told before cannot be read.
     """
     known = _read(path)
-    earlier = known.get(phase, ())
+    earlier = tuple(one for one in known.get(phase, ()) if one.values)  # of nothing nothing can be subtracted
     if any(_gives_away(one, new) for one in earlier) or (earlier and _combine_to_few((*earlier, new))):
         latest = earlier[-1]
         same = (latest.weights, latest.settings) == (new.weights, new.settings)
         return dict(latest.values) if same and latest.min_count >= new.min_count else {}
-    if new not in earlier:
+    if remember and new.values and new not in earlier:
         _write(path, known | {phase: (*earlier, new)})
     return dict(new.values)
 

@@ -49,6 +49,23 @@ def test_what_needs_no_model_is_shown_to_the_number(site: Path, planned: Federat
     assert "sha256" in by_kind["query.summarise"]
 
 
+def test_what_a_run_would_tell_again_is_shown_as_that(
+    site: Path, planned: FederationConfig, tmp_path: Path
+) -> None:
+    """One more case since the last run is fewer than may be told of."""
+    text = site.read_text()
+    site.write_text(text.replace("min_count = 1", "min_count = 2"))
+    assert site.read_text() != text
+    run(RecordingGrid({"a": site}), tmp_path / "federation.toml", tmp_path / "run", only=("summarise",))
+    before = (site.parent / "results" / "releases.json").read_text()
+    first = {one.kind: one.content for one in what_would_leave(site, planned)}["query.summarise"]
+    with (site.parent / "data" / "cases.csv").open("a") as file:
+        file.write("more,good-4.nii.gz,good-4-label.nii.gz,P9\n")
+    second = {one.kind: one.content for one in what_would_leave(site, planned)}["query.summarise"]
+    assert second == first
+    assert (site.parent / "results" / "releases.json").read_text() == before
+
+
 def test_a_phase_that_the_site_refuses_is_shown_so(site: Path, planned: FederationConfig) -> None:
     text = site.read_text().replace("segmentation = true", 'segmentation = false\nrefuse = ["summarise"]')
     site.write_text(text)

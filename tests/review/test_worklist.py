@@ -193,7 +193,7 @@ def test_a_verified_label_that_is_not_kept_any_more_is_no_reference_either(site:
     for number in range(3):
         worklist.decide(number, "keep", "", worklist.case(number)["seen"])
     first, second, third = worklist.ids
-    overrule(config.results, task, first, "drop", by="Dr. Roe", reason="wrong side")  # fedqc manifest overrule
+    overrule(config.results, task, first, "drop", by="Dr. Roe", reason="")  # fedqc manifest overrule
     assert read_ids(config.results / "verified.csv") == {second, third}
     everything = Worklist(config, task, by="Dr. Doe")
     number = everything.ids.index(second)

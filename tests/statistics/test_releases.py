@@ -63,6 +63,25 @@ def test_a_change_of_few_is_not_told(path: Path, patients: dict[str, str]) -> No
     assert told(path, {"n": 4}, people(*"abcd"), basis="model 2") == {"n": 4}
 
 
+def test_where_nothing_was_told_nothing_can_be_subtracted(path: Path) -> None:
+    assert told(path, {}, people(*"ab")) == {}
+    assert not path.exists()
+    assert told(path, {"n": 3}, people(*"abc")) == {"n": 3}
+    assert told(path, {"n": 4}, people(*"abcd")) == {"n": 3}
+
+
+def test_what_is_only_looked_at_is_what_would_be_told_and_is_not_remembered(path: Path) -> None:
+    told(path, {"n": 3}, people(*"abc"))
+    before = path.read_text()
+    for values, patients, would_be in (
+        ({"n": 4}, people(*"abcd"), {"n": 3}),
+        ({"n": 6}, people(*"abcdef"), {"n": 6}),
+    ):
+        new = release_of(values, patients, "model 1", "", MIN_COUNT)
+        assert settle(path, "score", new, remember=False) == would_be
+    assert path.read_text() == before
+
+
 def test_a_change_of_enough_is_told(path: Path) -> None:
     told(path, {"n": 4}, people(*"abcd"))
     assert told(path, {"n": 5}, people(*"abcde")) == {"n": 4}
