@@ -115,9 +115,12 @@ class Segmentation:
         )
         compute = compute.for_training(self.shortest_axis)
         rng = generator(plan.seed, "train", "segmentation", plan.site, plan.round)
-        batches = self.batches(cases, rng, plan.steps, plan.batch_size, compute.device, weights=weights)
+        seen: list[str] = []
+        batches = self.batches(
+            cases, rng, plan.steps, plan.batch_size, compute.device, weights=weights, seen=seen
+        )
         losses = train(compute.place(network), batches, self.losses, settings, compute, progress)
-        return RoundResult(losses, plan.steps * plan.batch_size)
+        return RoundResult(losses, plan.steps * plan.batch_size, patients=tuple(seen))
 
     @staticmethod
     def batches(
@@ -128,14 +131,18 @@ class Segmentation:
         device: torch.device,
         *,
         weights: Sequence[float] | None = None,
+        seen: list[str] | None = None,
     ) -> Iterator[SegmentationBatch]:
         """Augmented cases, each read when it is needed.
 
-        None is drawn again before all others were, unless they weigh differently.
+        None is drawn again before all others were, unless they weigh differently. The patient of each is
+        added to `seen`.
         """
         order = _drawn(rng, [1.0] * len(cases) if weights is None else weights)
         for _ in range(steps):
             batch = [cases[index] for index in islice(order, batch_size)]
+            if seen is not None:
+                seen += [case.patient for case in batch]
             image = torch.from_numpy(np.stack([case.image for case in batch])).to(device)
             label = torch.from_numpy(np.stack([case.label for case in batch])).to(device)
             image, label = augment(rng, image, label, sides=sides_of(batch[0].spacing))

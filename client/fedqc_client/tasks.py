@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -182,8 +182,8 @@ def train_segmenter(site: SiteConfig, request: TrainSegmenterRequest) -> Trained
         )
 
     fold_of = folds_of(cases.patients, request.seed, config.folds)
-    learned_from = {patient for patient, fold in fold_of.items() if fold != request.fold}
-    return _trained(site, request, config, network, learned_from, train_round)
+    owners = [files.patient for files in training if fold_of[files.patient] != request.fold]
+    return _trained(site, request, config, network, owners, train_round)
 
 
 def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
@@ -227,7 +227,7 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
         return method.train_round(network, cases, plan, compute, progress, known=known)
 
     owners = [files.patient for files in training]
-    return _trained(site, request, stage, part, cases.patients, train_round, owners)
+    return _trained(site, request, stage, part, owners, train_round)
 
 
 def cross_check(site: SiteConfig, request: CrossCheckRequest) -> Told | ErrorReply:
@@ -508,8 +508,8 @@ def train_segmentation(site: SiteConfig, request: TrainSegmentationRequest) -> T
     def train_round(plan: RoundPlan, compute: Compute, progress: Progress) -> RoundResult:
         return segmentation.train_round(network, kept, plan, compute, progress, weights=drawn)
 
-    behind = effective_number(drawn, [files.patient for files in cases])
-    return _trained(site, request, request.segmentation, network, kept.patients, train_round, behind=behind)
+    owners = [files.patient for files in cases]
+    return _trained(site, request, request.segmentation, network, owners, train_round, weights=drawn)
 
 
 def evaluate_segmentation(site: SiteConfig, request: EvaluateSegmentationRequest) -> Told | ErrorReply:
@@ -687,11 +687,10 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
     request: TrainRequest | TrainSegmentationRequest | TrainSegmenterRequest,
     config: Stage | SegmentationConfig | SourcesConfig,
     network: nn.Module,
-    patients: Collection[str],
+    owners: Sequence[str],
     train_round: Callable[[RoundPlan, Compute, Progress], RoundResult],
-    owners: Sequence[str] = (),
     *,
-    behind: int | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Trained:
     """This site's share of a round of training.
 
@@ -702,10 +701,9 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
         request: what is asked for.
         config: steps of a round, and samples in a step.
         network: with the weights of the request, or the part of one that they are of.
-        patients: whose cases are trained on, one or more.
+        owners: the patient of each case that is trained on, one or more.
         train_round: trains the network in place.
-        owners: the patient of each case, where it draws labels of known quality.
-        behind: how many patients the losses tell something about, where some weigh more than others.
+        weights: how often each case is drawn beside the others; None: all alike.
     """
     compute, watch = _compute(site), Activity.at(site, request)
     before = (request.round - 1) * config.local_steps
@@ -729,9 +727,9 @@ def _trained(  # noqa: PLR0917 - a request, and what it means here
         return train_round(plan, compute, progress)
 
     result = with_smaller_batches(attempt, config.batch_size, watch.note)
-    # The losses tell something about those drawn. Labels of known quality are drawn with replacement.
-    drawn = patients if result.drawn is None else {owners[case] for case, _, _ in result.drawn.chosen}
-    n_patients = min(len(drawn), result.samples, len(drawn) if behind is None else behind)
+    # The losses tell something about those drawn, and mostly about a patient who has most of the cases.
+    behind = effective_number([1.0] * len(owners) if weights is None else weights, owners)
+    n_patients = min(len(set(result.patients)), behind)
     return Trained(
         weights={
             name: tensor.detach().cpu().numpy().astype(request.weights[name].dtype, copy=False)

@@ -73,9 +73,10 @@ class SideOutputSource(SegmenterSource):
         if variant == "3d":
             compute = compute.for_training(-(-min(self.task.size) // 8))
         rng = generator(plan.seed, "train", self.name, variant, plan.site, plan.round)
-        batches = self._batches(variant, cases, rng, plan, compute)
+        seen: list[str] = []
+        batches = self._batches(variant, cases, rng, plan, compute, seen)
         losses = train(_placed(network, variant, compute), batches, _losses, settings, compute, progress)
-        return RoundResult(losses, plan.steps * plan.batch_size)
+        return RoundResult(losses, plan.steps * plan.batch_size, patients=tuple(seen))
 
     def is_kept(self, round_number: int, rounds: int) -> bool:
         """Only what is trained to the end."""
@@ -102,12 +103,18 @@ class SideOutputSource(SegmenterSource):
         ]
 
     @staticmethod
-    def _batches(
-        variant: str, cases: Sequence[Case], rng: np.random.Generator, plan: RoundPlan, compute: Compute
+    def _batches(  # noqa: PLR0917 - what is drawn, and from what
+        variant: str,
+        cases: Sequence[Case],
+        rng: np.random.Generator,
+        plan: RoundPlan,
+        compute: Compute,
+        seen: list[str],
     ) -> Iterator[_Batch]:
-        """Augmented volumes, or axial slices of theirs, drawn at random."""
+        """Augmented volumes, or axial slices of theirs, drawn at random; `seen` is told their patients."""
         for _ in range(plan.steps):
             chosen = [cases[int(index)] for index in rng.integers(len(cases), size=plan.batch_size)]
+            seen += [case.patient for case in chosen]
             image = torch.from_numpy(np.stack([case.image for case in chosen])).to(compute.device)
             label = torch.from_numpy(np.stack([case.label for case in chosen])).to(compute.device)
             image, label = augment(rng, image, label, sides=sides_of(chosen[0].spacing))

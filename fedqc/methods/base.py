@@ -152,6 +152,8 @@ class RoundResult:
     """Training samples drawn (steps times batch size): the weight in federated averaging."""
     drawn: DrawnLabels | None = None
     """The labels of known quality that were trained on, where there are any."""
+    patients: tuple[str, ...] = ()
+    """Whose each sample was: the losses leave a site where enough patients stand behind them."""
 
 
 class Method(ABC):

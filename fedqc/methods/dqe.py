@@ -60,6 +60,17 @@ class RatedSlices:
     """`[N]`."""
 
 
+@dataclass(frozen=True, eq=False)
+class _RatedSlice:
+    """One slice of a case."""
+
+    image: Tensor
+    """`[C + M, side, side]`."""
+    stars: float
+    """What it deserves."""
+    patient: str
+
+
 class DQEMethod(Method):
     """Rates labels like people do; it has no opinion of single regions, and no error map."""
 
@@ -155,6 +166,7 @@ class DQEMethod(Method):
         _mend(rater)
         rng = generator(plan.seed, "train", plan.site, plan.round)
         with seeded(derive_seed(plan.seed, "dropout", plan.site, plan.round), compute.device):
+            seen: list[str] = []
             if self.is_distilled:
                 teacher = compute.place(part_of(network, TEACHER)).eval()
                 pool = self._pool(cases, compute, known)
@@ -162,10 +174,11 @@ class DQEMethod(Method):
             else:
                 pool = None
                 slices = self._rated(cases, known, rng)
-            batches = _batches(slices, plan, compute)
+            batches = _batches(slices, plan, compute, seen)
             losses = train(rater, batches, self.losses, self.settings(plan), compute, progress)
         _mend(rater)
-        return RoundResult(losses, plan.steps * plan.batch_size, None if pool is None else pool.drawn)
+        drawn = None if pool is None else pool.drawn
+        return RoundResult(losses, plan.steps * plan.batch_size, drawn, tuple(seen))
 
     @staticmethod
     def losses(network: nn.Module, batch: RatedSlices) -> dict[str, Tensor]:
@@ -174,8 +187,8 @@ class DQEMethod(Method):
 
     def _rated(
         self, cases: Sequence[Case], known: Known, rng: np.random.Generator
-    ) -> Iterator[tuple[Tensor, float]]:
-        """Slices `[C + M, side, side]` that people rated, augmented, with their mean rating; without end."""
+    ) -> Iterator["_RatedSlice"]:
+        """Slices that people rated, augmented, with their mean rating; without end."""
         rated = []
         for index, case in enumerate(cases):
             stars = stars_by_view(known.ratings.get(case.id, ()))
@@ -183,11 +196,12 @@ class DQEMethod(Method):
         if not rated:
             raise TrainingError("none of the cases that are there for training has a rating; rate some")
         views = _kept_views(self, cases)
+        owners = {index: cases[index].patient for index, _, _ in rated}
         while True:
             for which in rng.permutation(len(rated)):
                 index, view, stars_of_view = rated[which]
-                seen = views[index][VIEWS.index(view)]
-                yield augment_slice(rng, seen, len(self.task.modalities)), stars_of_view
+                image = augment_slice(rng, views[index][VIEWS.index(view)], len(self.task.modalities))
+                yield _RatedSlice(image, stars_of_view, owners[index])
 
     def _pool(self, cases: Sequence[Case], compute: Compute, known: Known) -> SamplePool:
         """Labels of known quality."""
@@ -211,7 +225,7 @@ class DQEMethod(Method):
         *,
         plan: RoundPlan,
         compute: Compute,
-    ) -> Iterator[tuple[Tensor, float]]:
+    ) -> Iterator["_RatedSlice"]:
         """Slices of labels of known quality, augmented anew each time, and what they deserve; without end."""
         untouched = _kept_views(self, cases)
         own: dict[int, Tensor] = {}
@@ -233,17 +247,18 @@ class DQEMethod(Method):
                 kept.append(float((mean - FEWEST_STARS) / (whole - FEWEST_STARS).clamp(min=1e-6)))
         discount = _Discount(np.array(errors), np.array(kept))
         enough = min(ROUND_LABELS, plan.steps * -(-plan.batch_size // len(VIEWS)))
-        slices: list[tuple[Tensor, float]] = []
+        slices: list[_RatedSlice] = []
         while not slices:  # more than once only where all labels were empty
             for case, label, dsc in (sample for chunk in pool.chunks(rng, enough) for sample in _each(chunk)):
                 views = self._views(replace(cases[case], label=label))
                 if views is not None:
                     target = FEWEST_STARS + discount.of(dsc) * (rated_by_teacher(case) - FEWEST_STARS)
-                    slices += zip(views, target.tolist(), strict=True)
+                    rated = zip(views, target.tolist(), strict=True)
+                    slices += [_RatedSlice(view, stars, cases[case].patient) for view, stars in rated]
         while True:
             for which in rng.permutation(len(slices)):
-                seen, stars = slices[which]
-                yield augment_slice(rng, seen, len(self.task.modalities)), stars
+                one = slices[which]
+                yield replace(one, image=augment_slice(rng, one.image, len(self.task.modalities)))
 
     def _views(self, case: Case) -> Tensor | None:
         """The views of a case; None of an empty label where that is an error."""
@@ -369,12 +384,15 @@ def _each(chunk: Degraded) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
 
 
 def _batches(
-    slices: Iterator[tuple[Tensor, float]], plan: RoundPlan, compute: Compute
+    slices: Iterator[_RatedSlice], plan: RoundPlan, compute: Compute, seen: list[str]
 ) -> Iterator[RatedSlices]:
+    """Batches of a round; the patient of each slice is added to `seen`."""
     for _ in range(plan.steps):
-        seen, stars = zip(*islice(slices, plan.batch_size), strict=True)
-        inputs = torch.stack(seen).to(compute.device, memory_format=torch.channels_last)
-        yield RatedSlices(inputs, torch.tensor(stars, device=compute.device))
+        batch = list(islice(slices, plan.batch_size))
+        seen += [one.patient for one in batch]
+        images = torch.stack([one.image for one in batch])
+        inputs = images.to(compute.device, memory_format=torch.channels_last)
+        yield RatedSlices(inputs, torch.tensor([one.stars for one in batch], device=compute.device))
 
 
 def _score(case_id: str, stars: Tensor) -> Score:

@@ -124,10 +124,11 @@ class PairMethod(Method):
         # Dropout draws from PyTorch's own generator.
         with seeded(derive_seed(plan.seed, "dropout", plan.site, plan.round), compute.device):
             pool = self.pool(cases, compute.device, known)
-            batches = self.batches(cases, pool, rng, plan.steps, plan.batch_size)
+            seen: list[str] = []
+            batches = self.batches(cases, pool, rng, plan.steps, plan.batch_size, seen)
             placed, settings = compute.place(network), self.settings(plan)
             losses = train(placed, batches, self.losses, settings, compute, progress)
-        return RoundResult(losses, plan.steps * plan.batch_size, pool.drawn)
+        return RoundResult(losses, plan.steps * plan.batch_size, pool.drawn, tuple(seen))
 
     def pool(
         self,
@@ -148,10 +149,19 @@ class PairMethod(Method):
         )
         return SamplePool(factory, self.config.samples, self.config.balance)
 
-    def batches(
-        self, cases: Sequence[Case], pool: SamplePool, rng: np.random.Generator, steps: int, batch_size: int
+    def batches(  # noqa: PLR0917 - what is drawn, and from what
+        self,
+        cases: Sequence[Case],
+        pool: SamplePool,
+        rng: np.random.Generator,
+        steps: int,
+        batch_size: int,
+        seen: list[str] | None = None,
     ) -> Iterator[PairBatch]:
-        """Augmented QC samples, made chunk by chunk; images are read when their batch is made."""
+        """Augmented QC samples, made chunk by chunk; images are read when their batch is made.
+
+        The patient of each sample is added to `seen`.
+        """
         samples = (
             (cases[recipe.case], label)
             for chunk in pool.chunks(rng, steps * batch_size)
@@ -160,6 +170,8 @@ class PairMethod(Method):
         for _ in range(steps):
             batch = list(islice(samples, batch_size))
             chosen = [case for case, _ in batch]
+            if seen is not None:
+                seen += [case.patient for case in chosen]
             label = torch.stack([label for _, label in batch])
             image = torch.from_numpy(np.stack([case.image for case in chosen])).to(label.device)
             reference = torch.from_numpy(np.stack([case.label for case in chosen])).to(label.device)

@@ -109,8 +109,14 @@ class RCALabelsMethod(RobinsonMethod):
         factory = EstimatedLabels(cases, self._estimates, kinds, device, stored, sides=self.sides)
         return SamplePool(factory, samples, self.config.balance)
 
-    def batches(
-        self, cases: Sequence[Case], pool: SamplePool, rng: np.random.Generator, steps: int, batch_size: int
+    def batches(  # noqa: PLR0917 - what is drawn, and from what
+        self,
+        cases: Sequence[Case],
+        pool: SamplePool,
+        rng: np.random.Generator,
+        steps: int,
+        batch_size: int,
+        seen: list[str] | None = None,
     ) -> Iterator[PairBatch]:
         """Augmented labels with what was estimated of them before."""
         samples = (
@@ -120,6 +126,8 @@ class RCALabelsMethod(RobinsonMethod):
         )
         for _ in range(steps):
             batch = list(islice(samples, batch_size))
+            if seen is not None:
+                seen += [case.patient for case, _, _ in batch]
             label = torch.stack([label for _, label, _ in batch])
             dsc = torch.stack([dsc for _, _, dsc in batch])
             image = torch.from_numpy(np.stack([case.image for case, _, _ in batch])).to(label.device)

@@ -168,10 +168,11 @@ class CrossFitted(ABC):
         )
         rng = generator(plan.seed, "train", plan.stage, plan.site, plan.round)
         with seeded(derive_seed(plan.seed, "dropout", plan.stage, plan.site, plan.round), compute.device):
-            batches = Segmentation.batches(cases, rng, plan.steps, plan.batch_size, compute.device)
+            seen: list[str] = []
+            batches = Segmentation.batches(cases, rng, plan.steps, plan.batch_size, compute.device, seen=seen)
             placed = compute.place(part_of(network, plan.stage))
             losses = train(placed, batches, self.losses, settings, compute, progress)
-        return RoundResult(losses, plan.steps * plan.batch_size)
+        return RoundResult(losses, plan.steps * plan.batch_size, patients=tuple(seen))
 
 
 class Segmenters(CrossFitted):

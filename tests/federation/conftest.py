@@ -46,7 +46,8 @@ class TinyMethod(Method):
         with torch.no_grad():
             for index, parameter in enumerate(network.parameters()):
                 parameter.add_(_normal(plan.seed, plan.site, plan.round, index, parameter.shape))
-        return RoundResult({"loss": 0.5, "quality": 0.25}, plan.steps * plan.batch_size)
+        drawn = tuple(case.patient for case in cases)[: plan.steps * plan.batch_size]
+        return RoundResult({"loss": 0.5, "quality": 0.25}, plan.steps * plan.batch_size, patients=drawn)
 
     def score(
         self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8

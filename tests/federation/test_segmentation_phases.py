@@ -137,6 +137,19 @@ def test_segmentation_is_trained_on_kept_cases_only(site: Path, seen: dict[str, 
     }
 
 
+def test_behind_a_loss_are_those_drawn_and_whoever_has_most_cases_is_hardly_more_than_one(site: Path) -> None:
+    def behind(**changes: Any) -> set[int]:
+        trained = train(site, **changes)
+        assert isinstance(trained, Trained)
+        return {figure.patients for figure in trained.losses.values()}
+
+    assert behind(local_steps=1, batch_size=1) == {1}
+    assert behind(local_steps=2, batch_size=2) == {3}  # four samples of three cases
+    table = load_site(site).data.path / "cases.csv"
+    table.write_text(table.read_text().replace("P5", "P4"))  # two of the three cases, as 9 / 5 equal ones
+    assert behind(local_steps=2, batch_size=2) == {1}
+
+
 def test_what_a_person_decided_counts(site: Path, seen: dict[str, list[str]]) -> None:
     """And the manifest is what is read, not the scores."""
     results, task = load_site(site).results, load_task(load_site(site).task)

@@ -82,7 +82,8 @@ class Counting(Method):
                 Counting.rated += (sum(len(known.ratings[case.id]) for case in cases),)
                 weight.add_(10 * network.get_submodule("eye-1").get_parameter("weight"))
             weight.add_(1)
-        return RoundResult({"loss": 0.5}, plan.steps * plan.batch_size)
+        drawn = tuple(case.patient for case in cases)
+        return RoundResult({"loss": 0.5}, plan.steps * plan.batch_size, patients=drawn)
 
     def fit(
         self,

@@ -73,12 +73,9 @@ def test_where_nothing_was_told_nothing_can_be_subtracted(path: Path) -> None:
 def test_what_is_only_looked_at_is_what_would_be_told_and_is_not_remembered(path: Path) -> None:
     told(path, {"n": 3}, people(*"abc"))
     before = path.read_text()
-    for values, patients, would_be in (
-        ({"n": 4}, people(*"abcd"), {"n": 3}),
-        ({"n": 6}, people(*"abcdef"), {"n": 6}),
-    ):
-        new = release_of(values, patients, "model 1", "", MIN_COUNT)
-        assert settle(path, "score", new, remember=False) == would_be
+    for count, would_be in ((4, 3), (6, 6)):
+        new = release_of({"n": count}, people(*"abcdef"[:count]), "model 1", "", MIN_COUNT)
+        assert settle(path, "score", new, remember=False) == {"n": would_be}
     assert path.read_text() == before
 
 
