@@ -692,7 +692,7 @@ def segmentation_section(record: RunRecord) -> Section:
         + more(told),
         [("Dice", dots, None)],
     )
-    parts: list[Part] = [figure, _dice_table(told, dash(record))]
+    parts: list[Part] = [figure, _dice_table(told, _OF_A_REGION + dash(record))]
     if together := pooled_dice(told.values()):
         parts.insert(
             0,
@@ -706,7 +706,7 @@ def segmentation_section(record: RunRecord) -> Section:
 
 
 def _dice_table(told: Mapping[str, Mapping[str, Any]], caption: str) -> Table:
-    """The segmentation in numbers: all sites together, then each."""
+    """The segmentation in numbers: all sites together (see `pooled_dice`), then each."""
     regions = list(
         dict.fromkeys(
             key.partition(".")[2] for one in told.values() for key in one if key.startswith("dice.")
@@ -714,9 +714,7 @@ def _dice_table(told: Mapping[str, Mapping[str, Any]], caption: str) -> Table:
     )
     rows: list[tuple[str, int | None, float | None, float | None, list[float | None]]] = []
     if together := pooled_dice(told.values()):
-        of_regions = [pooled_dice(told.values(), region) for region in regions]
-        means = [None if one is None else one.mean for one in of_regions]
-        rows.append(("all sites", together.n, together.mean, together.sd, means))
+        rows.append(("all sites", together.n, together.mean, together.sd, [None] * len(regions)))
     rows += [
         (
             site,
@@ -978,6 +976,7 @@ def files_section(further: Sequence[tuple[str, str]] = ()) -> Section:
 
 # -------------------------------------------------------------------------------------------------- pieces
 
+_OF_A_REGION = "The Dice of a region is a mean over the cases that hold it; their number is not told. "
 _TOGETHER = f" All sites together, and the first {FEW_PANELS} of them."
 _A_MAP = "Each row is a site; a bin is the darker, the larger its share of the site's annotations is. "
 

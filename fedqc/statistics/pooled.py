@@ -172,15 +172,14 @@ def pooled_agreement(sites: Iterable[Mapping[str, Any]]) -> LimitsOfAgreement | 
     return LimitsOfAgreement(pooled.n, bias, pooled.sd, lower=bias - reach, upper=bias + reach)
 
 
-def pooled_dice(sites: Iterable[Mapping[str, Any]], region: str | None = None) -> PooledMean | None:
+def pooled_dice(sites: Iterable[Mapping[str, Any]]) -> PooledMean | None:
     """The segmentation's Dice over the cases of all sites that told theirs; None where none did.
+
+    Of a region there is none: it counts where a reference holds it, and sites do not tell how often.
 
     Args:
         sites: what each told in the phase evaluate.segmentation.
-        region: the one that it is the Dice of; None: the mean over all of them.
     """
-    if region is not None:  # sites tell no standard deviation of a region
-        return _pooled(sites, "cases", f"dice.{region}", None)
     return _pooled(sites, "cases", "dice_mean", "dice_sd")
 
 
@@ -238,10 +237,10 @@ def _shares(parts: NDArray[np.float64], whole: NDArray[np.float64] | float) -> N
     return shares
 
 
-def _pooled(sites: Iterable[Mapping[str, Any]], n: str, mean: str, sd: str | None) -> PooledMean | None:
+def _pooled(sites: Iterable[Mapping[str, Any]], n: str, mean: str, sd: str) -> PooledMean | None:
     """A mean over the cases of all sites, from the keys of their number, mean and standard deviation."""
     groups = [
-        (int(told[n]), float(told[mean]), None if sd is None else told.get(sd))
+        (int(told[n]), float(told[mean]), told.get(sd))
         for told in sites
         if {n, mean} <= told.keys() and told[n] > 0
     ]

@@ -12,6 +12,7 @@ wrote.
 """
 
 import csv
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,19 +59,32 @@ def arm_folder(out: Path, arm: Arm) -> Path:
     return out if arm == "curated" else out / "arms" / arm
 
 
+def taking_part(out: Path, config: FederationConfig) -> list[str]:
+    """The sites that train a segmentation model in the run, and so in every arm.
+
+    A site that has no manifest fell out of the run. Where references are trained on too, those take no part
+    whose references the cross-check does not trust.
+    """
+    statistics = json.loads((out / "statistics.json").read_text(encoding="utf-8"))
+    suspected = statistics.get("suspected", {}) if config.segmentation.references else {}
+    return [
+        name
+        for name in config.sites.expected
+        if _manifest_file(out, name).is_file() and name not in suspected
+    ]
+
+
 def build_arm(
     out: Path, arm: Arm, config: FederationConfig, compute: ComputeConfig, seed: int
 ) -> tuple[Path, dict[str, Path]]:
     """Write the sites of an arm, with their manifests, and its `federation.toml`.
-
-    A site that has no manifest fell out of the run and takes no part in any arm.
 
     Returns:
         The `federation.toml`, and the `site.toml` of each site.
     """
     folder = arm_folder(out, arm)
     spoiled = {(one.site, one.id) for one in read_candidates(out) if one.kind != Untouched.kind}
-    names = [name for name in config.sites.expected if _manifest_file(out, name).is_file()]
+    names = taking_part(out, config)
     files = borrow_sites(folder, names, min_count=config.privacy.min_count, compute=compute)
     for name, file in files.items():
         curated = read_manifest(_manifest_file(out, name))

@@ -37,6 +37,7 @@ from fedqc_simulations.arms import (
     count_kept,
     read_arm_scores,
     score_arms,
+    taking_part,
 )
 from fedqc_simulations.consortium import build_consortium, read_references, site_files, write_federation
 from fedqc_simulations.engine import run_local
@@ -329,7 +330,7 @@ def _figures(
     model = load_model(_judging_model(out, sites), task)
     judged = judge_test_cases(out, model, seed=seed, compute=compute, progress=observer.progress)
     scores = score_arms(out, task, compute=compute, progress=observer.progress)
-    n_train = {arm: count_kept(out, arm, sites) for arm in ARMS}
+    n_train = {arm: count_kept(out, arm, taking_part(out, config)) for arm in ARMS}
     curated = read_curated(out, sites)
     return {
         "seed": seed,
@@ -369,7 +370,10 @@ def _pooled(settings: Settings, runs: Sequence[Seed]) -> dict[str, Any]:
         },
         "segmentation": arm_figures(
             [[_owned(settings, run, one) for one in read_arm_scores(run.out, task)] for run in runs],
-            {arm: sum(count_kept(run.out, arm, sites) for run in runs) for arm in ARMS},
+            {
+                arm: sum(count_kept(run.out, arm, taking_part(run.out, config)) for run in runs)
+                for arm in ARMS
+            },
             seed=seed,
         ),
     }

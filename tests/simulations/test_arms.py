@@ -11,12 +11,14 @@ from fedqc_simulations.arms import (
     build_arm,
     count_kept,
     read_arm_scores,
+    taking_part,
 )
 
 from fedqc.config import (
     ComputeConfig,
     CurationConfig,
     FederationConfig,
+    SegmentationConfig,
     SitesConfig,
     load_federation,
     load_site,
@@ -146,6 +148,7 @@ def out(tmp_path: Path) -> Path:
         write_manifest(tmp_path / "sites" / site / "manifest.json", manifest)
     (tmp_path / "truth").mkdir()
     (tmp_path / "truth" / "candidates.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "statistics.json").write_text("{}")
     return tmp_path
 
 
@@ -193,6 +196,14 @@ def test_the_sites_of_an_arm_share_the_data_of_the_run(out: Path) -> None:
     assert site.compute.cache == out / "sites" / "a" / "cache"
     assert site.results == out / "arms" / "oracle" / "sites" / "a"
     assert site.compute.device == "cpu"
+
+
+def test_whoever_trains_nothing_in_the_run_trains_nothing_in_an_arm(out: Path) -> None:
+    (out / "statistics.json").write_text(json.dumps({"suspected": {"b": {}}}))
+    assert taking_part(out, CONFIG) == ["a", "b"]  # its candidates are trained on, if not its references
+    config = CONFIG.model_copy(update={"segmentation": SegmentationConfig(references=True)})
+    assert sorted(build_arm(out, "oracle", config, ComputeConfig(), seed=0)[1]) == ["a"]
+    assert count_kept(out, "oracle", taking_part(out, config)) == 6
 
 
 def test_scores_come_back_from_their_file(tmp_path: Path, task: Task) -> None:
