@@ -23,6 +23,7 @@ from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.splits import split_references
 from fedqc.compute import Compute, with_smaller_batches
 from fedqc.config import FrozenModel, QCConfig, parse
+from fedqc.degradation.samples import ChosenLabels
 from fedqc.display import Display
 from fedqc.errors import ConfigError, ModelError, TrainingError
 from fedqc.files import write_json
@@ -247,7 +248,7 @@ def train_rounds(
     done = card.rounds
     for stage in method.stages():
         note, what = "", "training" if stage.name == "qc" else f"training {stage.name}"
-        chosen = _learned_by(stage, cases, known)
+        chosen, own = _learned_by(stage, cases, known)
         for number in range(done + 1, stage.rounds + 1):
             if number == 1:
                 begin_stage(network, stage)
@@ -262,7 +263,7 @@ def train_rounds(
             )
             progress = partial(display.progress, f"{what}, steps", note=note)
             result = _train_round(
-                partial(method.train_round, network, chosen, compute=compute, progress=progress, known=known),
+                partial(method.train_round, network, chosen, compute=compute, progress=progress, known=own),
                 network,
                 plan,
                 display.say,
@@ -277,8 +278,8 @@ def train_rounds(
     return network, card
 
 
-def _learned_by(stage: Stage, cases: CachedCases, known: Known) -> CachedCases:
-    """The cases that a stage learns from.
+def _learned_by(stage: Stage, cases: CachedCases, known: Known) -> tuple[CachedCases, Known]:
+    """The cases that a stage learns from, and what is known of them.
 
     Raises:
         TrainingError: there are none.
@@ -291,7 +292,10 @@ def _learned_by(stage: Stage, cases: CachedCases, known: Known) -> CachedCases:
             f"{len(cases.patients)} patients, and ratings of {len(known.ratings)} cases; it takes "
             + ("a table that rates some of the cases" if rated else "more patients")
         )
-    return chosen
+    indices = {files.id: index for index, files in enumerate(cases.files)}  # by which stored labels go
+    its = [indices[files.id] for files in chosen.files]
+    labels = {source: ChosenLabels(made, its) for source, made in known.labels.items()}
+    return chosen, replace(known, labels=labels)
 
 
 def _untrained(job: Job, method: Method) -> nn.Module:

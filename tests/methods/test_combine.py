@@ -2,17 +2,25 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from rich.console import Console
 from torch import nn
 
+from fedqc.alone import Job, train_rounds
+from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import CombineConfig, DQEConfig, NetworkConfig, QCConfig, parse
 from fedqc.degradation.samples import ALL_KINDS, degrade_cases
+from fedqc.display import Display
 from fedqc.errors import ConfigError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
 from fedqc.methods.combine import Blend, CombineMethod
@@ -213,6 +221,49 @@ def test_with_too_few_patients_it_is_the_mean(combine: CombineMethod) -> None:
     empty = replace(cases[0], label=np.zeros_like(cases[0].label))
     (score,) = combine.score(network, [empty], FP32)
     assert score.quality == pytest.approx(np.random.default_rng(0).uniform() / 2, abs=1e-6)
+
+
+def test_each_case_has_its_own_stored_labels_where_some_are_spared(
+    combine: CombineMethod, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [make_case(number) for number in range(12)]
+    assert any(is_for_fitting(case.patient) for case in cases[:-1])
+    seen: list[int] = []
+
+    class OwnLabels:
+        def count(self, case: int) -> int:
+            return case
+
+        def read(self, case: int, index: int) -> NDArray[np.uint8]:
+            return cases[case].label
+
+    def train_round(
+        self: Method, network: nn.Module, chosen: Sequence[Case], plan: RoundPlan, *_: Any, known: Known
+    ) -> RoundResult:
+        labels = known.labels["forest"]
+        for index, case in enumerate(chosen):
+            assert np.array_equal(labels.read(index, 0), case.label)
+            assert labels.count(index) == cases.index(case)
+        seen.append(len(chosen))
+        return RoundResult({"loss": 0.0}, 1)
+
+    monkeypatch.setattr(Halves, "train_round", train_round)
+    files = [CaseFiles(case.id, case.patient, (), None) for case in cases]
+    cache: Any = SimpleNamespace(get=lambda one: next(case for case in cases if case.id == one.id))
+    job = Job(task, combine.config, 0)
+    combine.references = CachedCases(cache, files)
+    with Display(Console(quiet=True)) as display:
+        train_rounds(
+            job,
+            combine,
+            CachedCases(cache, files),
+            Known(labels={"forest": OwnLabels()}),
+            tmp_path / "model",
+            compute=FP32,
+            display=display,
+        )
+    assert len(seen) == 4
+    assert max(seen) < len(cases)
 
 
 def test_only_methods_that_judge_the_label(task: Task) -> None:
