@@ -25,10 +25,11 @@ from fedqc.compute import Compute, with_smaller_batches
 from fedqc.config import FrozenModel, QCConfig, parse
 from fedqc.degradation.samples import ChosenLabels
 from fedqc.display import Display
-from fedqc.errors import ConfigError, ModelError, TrainingError
+from fedqc.errors import ConfigError, DataError, ModelError, TrainingError
 from fedqc.files import write_json
 from fedqc.label_sources.making import CaseLabels, make_stored_labels, stored_labels
 from fedqc.methods.base import (
+    FEWEST_REFERENCE_PATIENTS,
     Known,
     Method,
     RoundPlan,
@@ -108,15 +109,18 @@ def train_alone(
 
     Raises:
         ConfigError: task and configuration do not fit the method, or beside `out` lies another training.
-        DataError: a case cannot be read any more, or the cache cannot be written.
+        DataError: a case cannot be read any more, references of too few patients are there to compare with,
+            or the cache cannot be written.
         ModelError: the model that training starts from or goes on from cannot be used.
         TrainingError: training cannot go on.
         DeviceError: the GPU's memory is too small for one sample.
     """
     method = get_method(job.qc.method)(job.task, job.qc)
+    parts = split_references(references, job.seed)
+    _check_references(method, *parts)
     cases = CaseCache(cache, job.task)
     cases.prepare(references, workers=workers, progress=partial(display.progress, "preparing the cases"))
-    training, held_back = (CachedCases(cases, part) for part in split_references(references, job.seed))
+    training, held_back = (CachedCases(cases, part) for part in parts)
     display.say(f"learns from {len(training)} cases; {len(held_back)} of other patients are held back")
     folder = out.with_name(f"{out.name}.training")
     _begin(folder, job, CachedCases(cases, references).digest())
@@ -136,6 +140,22 @@ def train_alone(
     save_model(out, network.state_dict(), card)
     shutil.rmtree(folder, ignore_errors=True)
     return TrainedAlone(card, tried)
+
+
+def _check_references(method: Method, training: Sequence[CaseFiles], held_back: Sequence[CaseFiles]) -> None:
+    """Refuse references of too few patients where they are compared with.
+
+    Raises:
+        DataError: they are.
+    """
+    patients, spared = ({files.patient for files in part} for part in (training, held_back))
+    compares = method.needs_references or any(stage.needs_references for stage in method.stages())
+    if compares and len(patients) < FEWEST_REFERENCE_PATIENTS:
+        raise DataError(
+            f"method {method.name!r} compares with reference cases of {FEWEST_REFERENCE_PATIENTS} patients "
+            f"or more, beside those held back; found {len(patients)}, and {len(spared)} held back; give it "
+            f"cases of {FEWEST_REFERENCE_PATIENTS + 1} patients or more"
+        )
 
 
 def _begin(folder: Path, job: Job, cases: str) -> None:

@@ -66,6 +66,7 @@ from fedqc.methods.base import (
     Score,
     Stage,
     get_method,
+    has_too_few_references,
     part_of,
 )
 from fedqc.model import ModelCard, ReferenceFiles, load_weights, reference_files, save_model
@@ -236,6 +237,8 @@ def cross_check(site: SiteConfig, request: CrossCheckRequest) -> Told | ErrorRep
     if not data.references:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     method, network = _qc_model(request, task)
+    if has_too_few_references(method, {files.patient for files in data.references}):
+        return ErrorReply(ErrorCode.NO_REFERENCE)
     compute = _compute(site)
     method.references = CachedCases(data.cache, data.references)
     scores = method.score(network, iter(method.references), compute)
@@ -253,8 +256,11 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> Told | ErrorReply:
     if not held_back:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     method, network = _qc_model(request, task)
+    references = CachedCases(data.cache, training)
+    if has_too_few_references(method, references.patients):
+        return ErrorReply(ErrorCode.NO_REFERENCE)
     compute = _compute(site)
-    _fit(site, request, method, network, CachedCases(data.cache, training), compute)
+    _fit(site, request, method, network, references, compute)
     test = _self_test(site, request, data, method, network, compute)
     summary = summarise_calibration(
         [one.predicted for one in test.labels],
@@ -314,7 +320,7 @@ def _self_test(  # noqa: PLR0917 - what is tested, and on what
     return test
 
 
-def score(site: SiteConfig, request: ScoreRequest) -> Told:
+def score(site: SiteConfig, request: ScoreRequest) -> Told | ErrorReply:
     """Score the site's candidates, decide, and leave everything a person needs in the site's results folder.
 
     The folder then holds `manifest.json`, `scores.csv`, `models/qc/`, `error_maps/<id>.nii.gz` (the
@@ -327,6 +333,13 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
     compute = _compute(site)
     training, held_back = split_references(data.references, request.seed)
     references = CachedCases(data.cache, training)
+    if has_too_few_references(method, references.patients):
+        Activity.at(site, request).note(
+            f"no candidate is judged: method {method.name!r} compares with references of "
+            f"{FEWEST_REFERENCE_PATIENTS} patients or more, beside those held back; found "
+            f"{len(references.patients)}; vouch for more cases"
+        )
+        return ErrorReply(ErrorCode.NO_REFERENCE)
     _fit(site, request, method, network, references, compute)
     has_test = bool(held_back) and request.trusted
     test = _self_test(site, request, data, method, network, compute) if has_test else None

@@ -289,6 +289,10 @@ class Method(ABC):
     ) -> Iterator[Score]:
         """Judge the label of each case, in order."""
 
+    def cannot_judge(self, files: CaseFiles) -> str | None:
+        """Why a case cannot be judged, whatever its label is, as a sentence; None where it can be."""
+        return None
+
     def score_sources(
         self, network: nn.Module, images: Sequence[Source], label: Source, compute: Compute
     ) -> Score | None:
@@ -312,6 +316,11 @@ def chosen_options(network: NetworkConfig) -> frozenset[str]:
     """The keys of `qc.network` that are not as they are where nobody sets them."""
     default = NetworkConfig().model_dump()
     return frozenset(name for name, value in network.model_dump().items() if value != default[name])
+
+
+def has_too_few_references(method: Method, patients: Collection[str]) -> bool:
+    """Whether a method scores by comparison with reference cases, and those of these patients are too few."""
+    return method.needs_references and len(patients) < FEWEST_REFERENCE_PATIENTS
 
 
 def part_of(network: nn.Module, part: str) -> nn.Module:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import NetworkConfig, QCConfig
@@ -194,6 +195,11 @@ class CombineMethod(Method):
                 first.class_error_maps,
                 next((score.corrected for score in scores if score.corrected is not None), None),
             )
+
+    def cannot_judge(self, files: CaseFiles) -> str | None:
+        """All methods have to judge a case."""
+        reasons = (method.cannot_judge(files) for method in self._with_references().values())
+        return next((reason for reason in reasons if reason is not None), None)
 
     def _scores(
         self, network: nn.Module, cases: Iterable[Case], compute: Compute

@@ -266,6 +266,16 @@ def test_each_case_has_its_own_stored_labels_where_some_are_spared(
     assert max(seen) < len(cases)
 
 
+def test_a_case_that_one_of_the_methods_cannot_judge(
+    combine: CombineMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = CaseFiles("case-1", "patient-1", (), None)
+    assert combine.cannot_judge(files) is None
+    monkeypatch.setattr(Guess, "cannot_judge", lambda self, _: f"{len(self.references)} references")
+    combine.references = [make_case(1)]
+    assert combine.cannot_judge(files) == "1 references"
+
+
 def test_only_methods_that_judge_the_label(task: Task) -> None:
     config = QCConfig(combine=CombineConfig(methods=("guess", "prediction")))
     with pytest.raises(ConfigError, match="'prediction', which judges its own prediction"):

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig, RCAConfig
@@ -313,6 +314,21 @@ def test_nobody_is_compared_with_their_own_cases(task: Task) -> None:
     assert set(unknown.compared) == {"case-0", "case-1", "case-2"}
     with pytest.raises(DataError, match="case-5: none of 2 reference cases is of another patient"):
         make(task, references[:2]).estimate(phantom(5, patient="patient-0"), [references[0].label], COMPUTE)
+
+
+def test_whose_references_are_all_of_the_same_patient_is_told_before_anything_is_compared(task: Task) -> None:
+    method = make(task, [phantom(0), phantom(1, patient="patient-0")])
+
+    def files(name: str, patient: str) -> CaseFiles:
+        return CaseFiles(name, patient, (), None)
+
+    assert method.cannot_judge(files("case-9", "patient-9")) is None
+    assert method.cannot_judge(files("case-9", "")) is None
+    reason = method.cannot_judge(files("case-9", "patient-0"))
+    assert reason is not None
+    assert "case-9: none of 2 reference cases is of another patient" in reason
+    method.references = [phantom(0), phantom(2)]
+    assert method.cannot_judge(files("case-9", "patient-0")) is None
 
 
 def test_the_most_similar_references_are_compared(task: Task) -> None:
