@@ -53,9 +53,9 @@ _VERSION = 2
 
 
 def class_task(task: Task) -> Task:
-    """The task whose regions are the classes and all of them together: what RCA judges here."""
-    regions = {name: (name,) for name in task.classes} | {WHOLE: tuple(task.classes)}
-    return task.model_copy(update={"regions": regions})
+    """The task whose regions are the classes, all of them together and its own: what RCA judges here."""
+    classes = {name: (name,) for name in task.classes}
+    return task.model_copy(update={"regions": {**classes, WHOLE: tuple(task.classes), **task.regions}})
 
 
 class RCALabelsMethod(RobinsonMethod):
@@ -74,7 +74,7 @@ class RCALabelsMethod(RobinsonMethod):
         self._estimates: Estimates | None = None
 
     def scored_regions(self) -> dict[str, tuple[int, ...]]:
-        """The classes, and all of them together, as class indices."""
+        """As `robinson`, without background."""
         return {name: region for name, region in super().scored_regions().items() if name != BACKGROUND}
 
     def stages(self) -> tuple[Stage, ...]:
@@ -131,7 +131,7 @@ class RCALabelsMethod(RobinsonMethod):
                 error=torch.zeros_like(label, dtype=torch.bool),
                 dsc=dsc,
                 present=torch.ones_like(dsc, dtype=torch.bool),
-                mean=dsc[:, -1],
+                mean=dsc[:, list(self.regions).index(WHOLE)],
             )
 
 
@@ -239,7 +239,7 @@ class EstimatedLabels(LabelFactory):
         return self._variant(case, kind, int(rng.integers(VARIANTS)))
 
     def make(self, recipes: Sequence[Recipe]) -> Degraded:
-        """Apply recipes; the DSC are RCA's, and the mean that of the last region, all classes together."""
+        """Apply recipes; the DSC are RCA's, and the mean that of all classes together."""
         labels = self.labels(recipes)
         dsc = torch.ones(len(recipes), len(self._estimates.regions), device=labels.device)
         order = sorted(range(len(recipes)), key=lambda index: recipes[index].case)
@@ -253,7 +253,8 @@ class EstimatedLabels(LabelFactory):
             for index, label in own.items():
                 dsc[index] = torch.tensor(known[digest_of(label)])
         present = torch.ones_like(dsc, dtype=torch.bool)
-        return Degraded(tuple(recipes), labels, dsc, present, dsc[:, -1])
+        whole = dsc[:, self._estimates.regions.index(WHOLE)]
+        return Degraded(tuple(recipes), labels, dsc, present, whole)
 
     def _variant(self, case: int, kind: str, number: int) -> Recipe | None:
         """Always the same recipe for the same case, kind and number."""
