@@ -200,12 +200,13 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
         vouched = {files.id for files in vouched_for}
         others = (files for files in data.candidates if files.id not in vouched)
         training += tuple(files for files in others if files.patient not in patients)
+    everyone = CachedCases(data.cache, training)
     training = tuple(files for files in training if stage.may_learn_from(files, ratings))
     if not training or (stage.needs_references and len(trusted) < FEWEST_REFERENCE_PATIENTS):
         return ErrorReply(ErrorCode.NO_REFERENCE)
     cases = CachedCases(data.cache, training)
     draws_labels = stage.learns_from == "references" or stage.needs_references
-    stored = _stored_labels(site, request, task, cases) if draws_labels else {}
+    stored = _stored_labels(site, request, task, everyone, cases) if draws_labels else {}
     # A source without labels at this site has no share in its training.
     gone = {kind.replace("-", "_"): 0.0 for kind, labels in stored.items() if not labels.total}
     shares = request.qc.samples.model_dump() | gone
@@ -672,14 +673,24 @@ def _load_state(weights: Weights, network: nn.Module) -> None:
 
 
 def _stored_labels(
-    site: SiteConfig, request: TrainRequest, task: Task, cases: CachedCases
+    site: SiteConfig, request: TrainRequest, task: Task, everyone: CachedCases, cases: CachedCases
 ) -> dict[str, CaseLabels]:
-    """The labels on disk that have a share in training; forests are grown here, where they are missing."""
-    if request.qc.samples.forest and len(cases.patients) >= request.qc.sources.folds:
+    """The labels on disk that have a share in training; forests are grown here, where they are missing.
+
+    Args:
+        site: this one.
+        request: of training.
+        task: what is segmented.
+        everyone: whom forests learn from, the same in all stages of a method.
+        cases: whose labels these are, those that a stage learns from.
+    """
+    if len(everyone.patients) < request.qc.sources.folds:  # those of an earlier run learned from others
+        return stored_labels(_labels_folder(site), (), task, request.qc, request.seed)
+    if request.qc.samples.forest:
         watch = Activity.at(site, request)
         make_stored_labels(
             _labels_folder(site),
-            cases,
+            everyone,
             task,
             request.qc,
             seed=request.seed,
