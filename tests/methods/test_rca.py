@@ -1,8 +1,7 @@
 """Reverse classification accuracy on phantoms: what must be found right, what must not, and who is asked."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +17,8 @@ from fedqc.compute import Compute
 from fedqc.config import QCConfig, RCAConfig
 from fedqc.errors import DataError, TrainingError
 from fedqc.label_sources.forest import body
+from fedqc.lazy import Lazy
+from fedqc.methods import neighbours
 from fedqc.methods.base import RoundPlan
 from fedqc.methods.calibration import MonotoneMap
 from fedqc.methods.neighbours import Neighbours, appearance, weight_of_place
@@ -90,6 +91,9 @@ class Scripted:
     def __init__(self, dsc: Sequence[Sequence[float]], present: Sequence[Sequence[bool]]) -> None:
         self.dsc, self.present = dsc, present
         self.asked: list[int] = []
+
+    def prepare(self, index: int) -> None:
+        pass
 
     def begin(
         self, case: Case, labels: Sequence[NDArray[np.uint8]]
@@ -339,14 +343,64 @@ def test_the_most_similar_references_are_compared(task: Task) -> None:
     assert found.compared == ("case-3", "case-2")
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.5, 1), (2.5, 3), (None, 4)])
-def test_time_is_kept_but_one_reference_is_compared(task: Task, seconds: float | None, expected: int) -> None:
-    ticks: Iterator[int] = count()
-    method = make(
-        task, [phantom(number) for number in range(1, 5)], seconds=seconds, clock=lambda: float(next(ticks))
-    )
-    found = method.estimate(phantom(0), [phantom(0).label], COMPUTE)
-    assert len(found.compared) == expected
+class Slow(Lazy[Case]):
+    """References each of which takes ten seconds to read."""
+
+    def __init__(self, cases: Sequence[Case], passed: list[float]) -> None:
+        self.cases, self.passed = cases, passed
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def make(self, index: int) -> Case:
+        self.passed.append(10)
+        return self.cases[index]
+
+
+@pytest.mark.parametrize(
+    ("form", "own", "seconds", "expected"),
+    [
+        ("features", 0, 0.5, 1),
+        ("features", 0, 2.5, 3),
+        ("features", 2, 2.5, 1),  # the case's own voxels are drawn for it alone
+        ("features", 0, None, 4),
+        ("registration", 0, 2.5, 3),
+    ],
+)
+def test_time_is_kept_but_one_reference_is_compared(
+    *,
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+    form: Form,
+    own: float,
+    seconds: float | None,
+    expected: int,
+) -> None:
+    """A comparison takes a second. References are not on the clock: they are got ready once for all cases."""
+    passed: list[float] = []
+    by_hand = neighbours._weighted_dice
+
+    def compared(*known: Any) -> Any:
+        passed.append(1)
+        return by_hand(*known)
+
+    def registered(*_: Any) -> "sitk.Transform":
+        passed.append(1)
+        return sitk.Transform(3, sitk.sitkIdentity)
+
+    def looks(case: Case) -> NDArray[np.float32]:
+        passed.append(own if case.id == "case-0" else 10)
+        return appearance(case)
+
+    monkeypatch.setattr(neighbours, "_weighted_dice", compared)
+    monkeypatch.setattr("fedqc.methods.registration.register", registered)
+    rca = RCAConfig(form=form, voxels=200, seconds=seconds)
+    method = RCAMethod(task, QCConfig(rca=rca), features=looks, clock=lambda: sum(passed))
+    method.references = Slow([phantom(number) for number in range(1, 5)], passed)
+    first, again = (method.estimate(phantom(0), [phantom(0).label], COMPUTE) for _ in range(2))
+    assert len(first.compared) == expected
+    assert again.compared == first.compared
+    np.testing.assert_array_equal(again.regions, first.regions)
 
 
 def test_each_region_has_its_best_reference(task: Task) -> None:
