@@ -38,7 +38,7 @@ from fedqc.degradation.samples import (
 from fedqc.errors import TrainingError
 from fedqc.files import write_json
 from fedqc.geometry import CUBE, Sides
-from fedqc.methods.base import FEWEST_REFERENCE_PATIENTS, Known, Stage
+from fedqc.methods.base import FEWEST_REFERENCE_PATIENTS, Known, Stage, with_own_settings
 from fedqc.methods.pairs import PairBatch
 from fedqc.methods.rca import RCAMethod
 from fedqc.methods.region_calibration import RegionCalibration, calibration_of
@@ -69,7 +69,7 @@ class RCALabelsMethod(RobinsonMethod):
 
     def __init__(self, task: Task, config: QCConfig) -> None:
         super().__init__(task, config)
-        own = config.model_copy(update={"network": NetworkConfig()})
+        own = with_own_settings(config).model_copy(update={"network": NetworkConfig()})
         self.rca = RCAMethod(class_task(task), own, together=True)
         self._estimates: Estimates | None = None
 

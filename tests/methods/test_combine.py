@@ -300,6 +300,17 @@ def test_whoever_learns_from_other_cases_spares_the_patients_too(task: Task) -> 
         assert (stage.learns_from, stage.spares_fitting) == ("all", stage.fold is None)
 
 
+def test_how_to_optimise_reaches_whom_it_is_of_use_to(task: Task) -> None:
+    chosen: dict[str, Any] = {"learning_rate": 0.5, "schedule": "constant"}
+    config = QCConfig(combine=CombineConfig(methods=("dqe", "expected-dice")), **chosen)
+    combine = CombineMethod(task, config)
+    assert combine.methods["dqe"].config.learning_rate == 0.5
+    assert combine.methods["expected-dice"].config.schedule is None
+    none = CombineConfig(methods=("expected-dice", "guess"))
+    with pytest.raises(ConfigError, match=r"qc.learning_rate is of no use to qc.method 'combine'"):
+        CombineMethod(task, config.model_copy(update={"combine": none}))
+
+
 def test_each_method_gets_its_own_network_options(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Halves, "network_options", frozenset({"width", "dropout"}))
     monkeypatch.setattr(Guess, "network_options", frozenset({"width"}))

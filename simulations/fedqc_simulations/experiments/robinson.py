@@ -20,7 +20,7 @@ from fedqc.alone import Job, train_and_fit
 from fedqc.cases.layouts import CaseFiles
 from fedqc.config import NetworkConfig, QCConfig, RCAConfig, SamplesConfig, SourcesConfig
 from fedqc.label_sources.making import FOREST, label_store
-from fedqc.methods.base import Known
+from fedqc.methods.base import Known, with_own_settings
 from fedqc.methods.rca import RCAMethod
 from fedqc.methods.rca_labels import class_task
 from fedqc.methods.robinson import WHOLE
@@ -134,7 +134,7 @@ def _vouched(training: Sequence[CaseFiles], seed: int) -> tuple[CaseFiles, ...]:
 def _rca(workshop: Workshop, config: QCConfig, references: Sequence[CaseFiles]) -> StoredModel:
     """RCA of classes and all of them together, calibrated on its references."""
     own = {"method": RCAMethod.name, "network": NetworkConfig()}
-    qc, task = config.model_copy(update=own), class_task(workshop.task)
+    qc, task = with_own_settings(config).model_copy(update=own), class_task(workshop.task)
     method, cases = RCAMethod(task, qc, together=True), workshop.opened(references)
     network, card = train_and_fit(
         Job(task, qc, workshop.seed),
