@@ -23,11 +23,13 @@ from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.splits import split_references
 from fedqc.compute import Compute, with_smaller_batches
 from fedqc.config import FrozenModel, QCConfig, parse
+from fedqc.degradation.samples import ChosenLabels
 from fedqc.display import Display
-from fedqc.errors import ConfigError, ModelError, TrainingError
+from fedqc.errors import ConfigError, DataError, ModelError, TrainingError
 from fedqc.files import write_json
 from fedqc.label_sources.making import CaseLabels, make_stored_labels, stored_labels
 from fedqc.methods.base import (
+    FEWEST_REFERENCE_PATIENTS,
     Known,
     Method,
     RoundPlan,
@@ -107,15 +109,18 @@ def train_alone(
 
     Raises:
         ConfigError: task and configuration do not fit the method, or beside `out` lies another training.
-        DataError: a case cannot be read any more, or the cache cannot be written.
+        DataError: a case cannot be read any more, references of too few patients are there to compare with,
+            or the cache cannot be written.
         ModelError: the model that training starts from or goes on from cannot be used.
         TrainingError: training cannot go on.
         DeviceError: the GPU's memory is too small for one sample.
     """
     method = get_method(job.qc.method)(job.task, job.qc)
+    parts = split_references(references, job.seed)
+    _check_references(method, *parts)
     cases = CaseCache(cache, job.task)
     cases.prepare(references, workers=workers, progress=partial(display.progress, "preparing the cases"))
-    training, held_back = (CachedCases(cases, part) for part in split_references(references, job.seed))
+    training, held_back = (CachedCases(cases, part) for part in parts)
     display.say(f"learns from {len(training)} cases; {len(held_back)} of other patients are held back")
     folder = out.with_name(f"{out.name}.training")
     _begin(folder, job, CachedCases(cases, references).digest())
@@ -135,6 +140,22 @@ def train_alone(
     save_model(out, network.state_dict(), card)
     shutil.rmtree(folder, ignore_errors=True)
     return TrainedAlone(card, tried)
+
+
+def _check_references(method: Method, training: Sequence[CaseFiles], held_back: Sequence[CaseFiles]) -> None:
+    """Refuse references of too few patients where they are compared with.
+
+    Raises:
+        DataError: they are.
+    """
+    patients, spared = ({files.patient for files in part} for part in (training, held_back))
+    compares = method.needs_references or any(stage.needs_references for stage in method.stages())
+    if compares and len(patients) < FEWEST_REFERENCE_PATIENTS:
+        raise DataError(
+            f"method {method.name!r} compares with reference cases of {FEWEST_REFERENCE_PATIENTS} patients "
+            f"or more, beside those held back; found {len(patients)}, and {len(spared)} held back; give it "
+            f"cases of {FEWEST_REFERENCE_PATIENTS + 1} patients or more"
+        )
 
 
 def _begin(folder: Path, job: Job, cases: str) -> None:
@@ -247,7 +268,7 @@ def train_rounds(
     done = card.rounds
     for stage in method.stages():
         note, what = "", "training" if stage.name == "qc" else f"training {stage.name}"
-        chosen = _learned_by(stage, cases, known)
+        chosen, own = _learned_by(stage, cases, known)
         for number in range(done + 1, stage.rounds + 1):
             if number == 1:
                 begin_stage(network, stage)
@@ -262,7 +283,7 @@ def train_rounds(
             )
             progress = partial(display.progress, f"{what}, steps", note=note)
             result = _train_round(
-                partial(method.train_round, network, chosen, compute=compute, progress=progress, known=known),
+                partial(method.train_round, network, chosen, compute=compute, progress=progress, known=own),
                 network,
                 plan,
                 display.say,
@@ -277,8 +298,8 @@ def train_rounds(
     return network, card
 
 
-def _learned_by(stage: Stage, cases: CachedCases, known: Known) -> CachedCases:
-    """The cases that a stage learns from.
+def _learned_by(stage: Stage, cases: CachedCases, known: Known) -> tuple[CachedCases, Known]:
+    """The cases that a stage learns from, and what is known of them.
 
     Raises:
         TrainingError: there are none.
@@ -291,7 +312,10 @@ def _learned_by(stage: Stage, cases: CachedCases, known: Known) -> CachedCases:
             f"{len(cases.patients)} patients, and ratings of {len(known.ratings)} cases; it takes "
             + ("a table that rates some of the cases" if rated else "more patients")
         )
-    return chosen
+    indices = {files.id: index for index, files in enumerate(cases.files)}  # by which stored labels go
+    its = [indices[files.id] for files in chosen.files]
+    labels = {source: ChosenLabels(made, its) for source, made in known.labels.items()}
+    return chosen, replace(known, labels=labels)
 
 
 def _untrained(job: Job, method: Method) -> nn.Module:

@@ -324,7 +324,8 @@ class RCAConfig(FrozenModel):
     references: int = Field(default=20, ge=1)
     """How many a label is compared with: those whose images are most similar."""
     seconds: Seconds | None = 60.0
-    """After which a label is compared with no further reference; one at least is."""
+    """After which a label is compared with no further reference; one at least is. What is done of a reference
+    once for all labels does not count."""
     calibration: int = Field(default=20, ge=0)
     """Reference cases whose labels are spoiled to learn what an estimate means; 0: it is taken as it is."""
     voxels: int = Field(default=6000, ge=100)

@@ -22,7 +22,7 @@ from fedqc.cases.preprocessing import preprocess, to_native
 from fedqc.cases.volumes import Case, write_volume
 from fedqc.compute import Compute
 from fedqc.errors import DataError, ModelError
-from fedqc.methods.base import Method, Score
+from fedqc.methods.base import FEWEST_REFERENCE_PATIENTS, Method, Score, has_too_few_references
 from fedqc.model import StoredModel
 
 TABLE = "scores.csv"
@@ -89,7 +89,7 @@ def score_cases(
     compute: Compute,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Scored], list[str]]:
-    """Score cases one after another; what cannot be read meanwhile never stops the others.
+    """Score cases one after another; what cannot be read or judged never stops the others.
 
     Args:
         model: A trained model.
@@ -99,14 +99,29 @@ def score_cases(
         progress: Called with (cases done, all cases) after each case.
 
     Returns:
-        What the model says, in the order of the cases, and a sentence for each case that could not be read.
+        What the model says, in the order of the cases, and a sentence for each case that could not be read or
+        judged.
+
+    Raises:
+        DataError: the model compares with references, and has those of too few patients.
     """
     task = model.card.task
+    patients = {one.patient for one in model.card.references}
+    if has_too_few_references(model.method, patients):
+        raise DataError(
+            f"method {model.method.name!r} compares with reference cases of {FEWEST_REFERENCE_PATIENTS} "
+            f"patients or more; found those of {len(patients)} in the model's card; make the model again "
+            "with more references"
+        )
     left_out: list[str] = []
     by_id = {files.id: files for files in cases}
 
     def readable() -> Iterator[Case]:
         for files in cases:
+            reason = model.method.cannot_judge(files)
+            if reason is not None:
+                left_out.append(reason)
+                continue
             try:
                 case = preprocess(files, task)
             except DataError as error:

@@ -210,6 +210,29 @@ def test_a_case_that_cannot_be_read_does_not_stop_the_others(
     assert told[-1] == (10, 10)
 
 
+def test_a_case_that_cannot_be_judged_does_not_stop_the_others(
+    task: Task, cases: list[CaseFiles], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ByNumber, "cannot_judge", lambda _, files: "case 5: with nobody" if files.id == "5" else None
+    )
+    told: list[tuple[int, int]] = []
+    scored, left_out = score_cases(
+        stored(task), cases, tmp_path / "out", CPU, lambda *step: told.append(step)
+    )
+    assert left_out == ["case 5: with nobody"]
+    assert [one.files.id for one in scored] == [files.id for files in cases if files.id != "5"]
+    assert told[-1] == (10, 10)
+
+
+def test_a_model_without_references_to_compare_with_is_refused_up_front(
+    task: Task, cases: list[CaseFiles], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="2 patients or more; found those of 0 in the model's card"):
+        score_cases(stored(task, needs_references=True), cases, tmp_path / "out", CPU)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_cut_off_leaves_the_rows_of_what_it_did(
     task: Task, cases: list[CaseFiles], tmp_path: Path
 ) -> None:

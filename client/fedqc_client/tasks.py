@@ -66,6 +66,7 @@ from fedqc.methods.base import (
     Score,
     Stage,
     get_method,
+    has_too_few_references,
     part_of,
 )
 from fedqc.model import ModelCard, ReferenceFiles, load_weights, reference_files, save_model
@@ -200,12 +201,13 @@ def train(site: SiteConfig, request: TrainRequest) -> Trained | ErrorReply:
         vouched = {files.id for files in vouched_for}
         others = (files for files in data.candidates if files.id not in vouched)
         training += tuple(files for files in others if files.patient not in patients)
+    everyone = CachedCases(data.cache, training)
     training = tuple(files for files in training if stage.may_learn_from(files, ratings))
     if not training or (stage.needs_references and len(trusted) < FEWEST_REFERENCE_PATIENTS):
         return ErrorReply(ErrorCode.NO_REFERENCE)
     cases = CachedCases(data.cache, training)
     draws_labels = stage.learns_from == "references" or stage.needs_references
-    stored = _stored_labels(site, request, task, cases) if draws_labels else {}
+    stored = _stored_labels(site, request, task, everyone, cases) if draws_labels else {}
     # A source without labels at this site has no share in its training.
     gone = {kind.replace("-", "_"): 0.0 for kind, labels in stored.items() if not labels.total}
     shares = request.qc.samples.model_dump() | gone
@@ -237,6 +239,8 @@ def cross_check(site: SiteConfig, request: CrossCheckRequest) -> Told | ErrorRep
     if not data.references:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     method, network = _qc_model(request, task)
+    if has_too_few_references(method, {files.patient for files in data.references}):
+        return ErrorReply(ErrorCode.NO_REFERENCE)
     compute = _compute(site)
     method.references = CachedCases(data.cache, data.references)
     scores = method.score(network, iter(method.references), compute)
@@ -254,8 +258,11 @@ def calibrate(site: SiteConfig, request: CalibrateRequest) -> Told | ErrorReply:
     if not held_back:
         return ErrorReply(ErrorCode.NO_REFERENCE)
     method, network = _qc_model(request, task)
+    references = CachedCases(data.cache, training)
+    if has_too_few_references(method, references.patients):
+        return ErrorReply(ErrorCode.NO_REFERENCE)
     compute = _compute(site)
-    _fit(site, request, method, network, CachedCases(data.cache, training), compute)
+    _fit(site, request, method, network, references, compute)
     test = _self_test(site, request, data, method, network, compute)
     summary = summarise_calibration(
         [one.predicted for one in test.labels],
@@ -315,7 +322,7 @@ def _self_test(  # noqa: PLR0917 - what is tested, and on what
     return test
 
 
-def score(site: SiteConfig, request: ScoreRequest) -> Told:
+def score(site: SiteConfig, request: ScoreRequest) -> Told | ErrorReply:
     """Score the site's candidates, decide, and leave everything a person needs in the site's results folder.
 
     The folder then holds `manifest.json`, `scores.csv`, `models/qc/`, `error_maps/<id>.nii.gz` (the
@@ -328,6 +335,13 @@ def score(site: SiteConfig, request: ScoreRequest) -> Told:
     compute = _compute(site)
     training, held_back = split_references(data.references, request.seed)
     references = CachedCases(data.cache, training)
+    if has_too_few_references(method, references.patients):
+        Activity.at(site, request).note(
+            f"no candidate is judged: method {method.name!r} compares with references of "
+            f"{FEWEST_REFERENCE_PATIENTS} patients or more, beside those held back; found "
+            f"{len(references.patients)}; vouch for more cases"
+        )
+        return ErrorReply(ErrorCode.NO_REFERENCE)
     _fit(site, request, method, network, references, compute)
     has_test = bool(held_back) and request.trusted
     test = _self_test(site, request, data, method, network, compute) if has_test else None
@@ -660,14 +674,24 @@ def _load_state(weights: Weights, network: nn.Module) -> None:
 
 
 def _stored_labels(
-    site: SiteConfig, request: TrainRequest, task: Task, cases: CachedCases
+    site: SiteConfig, request: TrainRequest, task: Task, everyone: CachedCases, cases: CachedCases
 ) -> dict[str, CaseLabels]:
-    """The labels on disk that have a share in training; forests are grown here, where they are missing."""
-    if request.qc.samples.forest and len(cases.patients) >= request.qc.sources.folds:
+    """The labels on disk that have a share in training; forests are grown here, where they are missing.
+
+    Args:
+        site: this one.
+        request: of training.
+        task: what is segmented.
+        everyone: whom forests learn from, the same in all stages of a method.
+        cases: whose labels these are, those that a stage learns from.
+    """
+    if len(everyone.patients) < request.qc.sources.folds:  # those of an earlier run learned from others
+        return stored_labels(_labels_folder(site), (), task, request.qc, request.seed)
+    if request.qc.samples.forest:
         watch = Activity.at(site, request)
         make_stored_labels(
             _labels_folder(site),
-            cases,
+            everyone,
             task,
             request.qc,
             seed=request.seed,

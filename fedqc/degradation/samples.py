@@ -43,6 +43,27 @@ class StoredLabels(Protocol):
         """One of them, `[X, Y, Z]` class indices on the case's grid."""
 
 
+class ChosenLabels:
+    """The stored labels of some of the cases.
+
+    Args:
+        labels: Those of all cases.
+        cases: Indices of the chosen ones, in order.
+    """
+
+    def __init__(self, labels: StoredLabels, cases: Sequence[int]) -> None:
+        self._labels = labels
+        self._cases = tuple(cases)
+
+    def count(self, case: int) -> int:
+        """How many labels there are of the case that was chosen as the `case`-th."""
+        return self._labels.count(self._cases[case])
+
+    def read(self, case: int, index: int) -> NDArray[np.uint8]:
+        """One of them, `[X, Y, Z]` class indices on the case's grid."""
+        return self._labels.read(self._cases[case], index)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """All that is needed to make one degraded label again."""

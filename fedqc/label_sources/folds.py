@@ -1,7 +1,12 @@
 """Folds of patients, so that a segmenter only segments cases that it has not learned from."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
+from fedqc.cases.memo import digest
 from fedqc.cases.volumes import Case
 from fedqc.errors import TrainingError
 from fedqc.lazy import Chosen
@@ -38,3 +43,15 @@ def out_of_fold(cases: Sequence[Case], fold: int, seed: int, folds: int) -> tupl
             "it takes two patients and two folds at least"
         )
     return train_on, to_segment
+
+
+def learned_from(cases: Iterable[Case]) -> str:
+    """SHA-256 of what a segmenter learns from: whose cases these are, and their labels, in any order."""
+    return digest(sorted(map(_digest, cases)))
+
+
+def _digest(case: Case) -> str:
+    """By the label: hashing images too would take seconds."""
+    known = hashlib.sha256(json.dumps([case.id, case.patient, case.label.shape]).encode())
+    known.update(np.ascontiguousarray(case.label).data)
+    return known.hexdigest()

@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from fedqc.cases.volumes import Case, bounding_box
 from fedqc.errors import TrainingError
-from fedqc.label_sources.folds import out_of_fold
-from fedqc.label_sources.store import LabelStore
+from fedqc.label_sources.folds import learned_from, out_of_fold
+from fedqc.label_sources.store import LEARNED_FROM, LabelStore
 from fedqc.seeding import derive_seed, generator
 
 SEGMENTER = "random-forest"
@@ -212,7 +212,8 @@ def make_forest_labels(
 ) -> None:
     """Segment each case at all depths by a forest that never saw its patient, and store the labels.
 
-    What was stored when a run was cut off is not made again.
+    What was stored when a run was cut off is not made again; what a forest made that learned from other cases
+    is, or from other labels of theirs.
 
     Args:
         cases: With their reference labels.
@@ -226,25 +227,33 @@ def make_forest_labels(
         TrainingError: all cases are of one patient, or a fold has nothing to train on.
         DataError: the store's folder cannot be written.
     """
-    missing = {case.id for case in cases if not _is_complete(case, store, settings)}
+    parts = [out_of_fold(cases, fold, seed, settings.folds) for fold in range(settings.folds)]
+    of = [learned_from(train_on) for train_on, _ in parts]
+    missing = {
+        case.id
+        for fold, (_, to_segment) in enumerate(parts)
+        for case in to_segment
+        if not _is_complete(case, store, settings, of[fold])
+    }
     n_done = len(cases) - len(missing)
-    for fold in range(settings.folds if missing else 0):
-        train_on, to_segment = out_of_fold(cases, fold, seed, settings.folds)
+    for fold, (train_on, to_segment) in enumerate(parts):
         if not any(case.id in missing for case in to_segment):
             continue
         forest = train_forest(train_on, settings, derive_seed(seed, "forest", fold))
+        common = {"fold": fold, LEARNED_FROM: of[fold]}
         for case in to_segment:
             if case.id not in missing:
                 continue
-            labels = (({**recipe, "fold": fold}, label) for recipe, label in forest.segment(case))
+            labels = (({**recipe, **common}, label) for recipe, label in forest.segment(case))
             store.add(case, labels, regions)
             n_done += 1
             if progress is not None:
                 progress(n_done, len(cases))
 
 
-def _is_complete(case: Case, store: LabelStore, settings: ForestSettings) -> bool:
-    depths = [stored.recipe.get("depth") for stored in store.of(case)]
+def _is_complete(case: Case, store: LabelStore, settings: ForestSettings, of: str) -> bool:
+    recipes = (stored.recipe for stored in store.of(case))
+    depths = [recipe.get("depth") for recipe in recipes if recipe.get(LEARNED_FROM) == of]
     return all(depth in depths for depth in settings.depths)
 
 

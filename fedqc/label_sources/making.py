@@ -92,6 +92,8 @@ def make_stored_labels(
 ) -> None:
     """Make the labels of all sources that have a share in training; what is there is not made again.
 
+    It is, where the cases that its segmenters learned from have changed.
+
     Args:
         folder: the stores of all sources.
         cases: reference cases.

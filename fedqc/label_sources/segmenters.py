@@ -7,7 +7,7 @@ machine (`make_labels`) and a site in a federation, where a round's network come
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,8 +18,8 @@ from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import SourcesConfig
 from fedqc.errors import ConfigError
-from fedqc.label_sources.folds import out_of_fold
-from fedqc.label_sources.store import LabelStore
+from fedqc.label_sources.folds import learned_from, out_of_fold
+from fedqc.label_sources.store import LEARNED_FROM, LabelStore
 from fedqc.methods.base import RoundPlan, RoundResult
 from fedqc.task import Task
 from fedqc.training import Progress
@@ -111,9 +111,10 @@ class SegmenterSource(ABC):
         training, unseen = out_of_fold(cases, fold, plan.seed, self.config.folds)
         result = self.train_round(variant, network, training, plan, compute, progress=progress)
         if self.is_kept(plan.round, plan.rounds):
+            common = {"variant": variant, "fold": fold, "round": plan.round}
+            common |= {LEARNED_FROM: learned_from(training)}
             for case in unseen:
                 made = self.segment(variant, network, case, compute)
-                common = {"variant": variant, "fold": fold, "round": plan.round}
                 labels = [({**common, **recipe}, label) for recipe, label in made]
                 store.add(case, labels, self.task.region_indices())
         return result
@@ -135,6 +136,8 @@ def make_labels(
 ) -> None:
     """Make all labels of a source on one machine; a network whose labels are all there is not trained again.
 
+    Labels whose network learned from other cases, or from other labels of theirs, are made again.
+
     Args:
         source: makes the labels.
         cases: reference cases.
@@ -150,10 +153,11 @@ def make_labels(
     total = config.folds * len(source.variants) * config.rounds
     done = 0
     for fold in range(config.folds):
-        _, unseen = out_of_fold(cases, fold, seed, config.folds)
+        training, unseen = out_of_fold(cases, fold, seed, config.folds)
+        of = learned_from(training)
         for variant in source.variants:
             done += config.rounds
-            if _is_complete(source, store, unseen, variant):
+            if _is_complete(source, store, unseen, variant, of):
                 continue
             network = source.build(variant, seed)
             for number in range(1, config.rounds + 1):
@@ -163,15 +167,19 @@ def make_labels(
                     progress(done - config.rounds + number, total)
 
 
-def _is_complete(source: SegmenterSource, store: LabelStore, cases: Sequence[Case], variant: str) -> bool:
-    """Whether every case has a label of this network from every round that is kept."""
+def _is_complete(
+    source: SegmenterSource, store: LabelStore, cases: Sequence[Case], variant: str, of: str
+) -> bool:
+    """Whether each case has a label of every kept round, of this network, which learned from these cases."""
     rounds = source.config.rounds
     wanted = {number for number in range(1, rounds + 1) if source.is_kept(number, rounds)}
-    return all(
-        wanted <= {recipe["round"] for recipe in _recipes(store, case) if recipe["variant"] == variant}
-        for case in cases
-    )
 
+    def there(case: Case) -> set[int]:
+        recipes = (label.recipe for label in store.of(case))
+        return {
+            recipe["round"]
+            for recipe in recipes
+            if (recipe["variant"], recipe.get(LEARNED_FROM)) == (variant, of)
+        }
 
-def _recipes(store: LabelStore, case: Case) -> Iterator[Mapping[str, Any]]:
-    return (label.recipe for label in store.of(case))
+    return all(wanted <= there(case) for case in cases)

@@ -30,6 +30,8 @@ from fedqc.config import FrozenModel
 from fedqc.errors import DataError
 from fedqc.metrics.overlap import overlap
 
+LEARNED_FROM = "learned_from"
+"""In a recipe, what the segmenter has learned from (`fedqc.label_sources.folds.learned_from`)."""
 FORMAT = 1
 """Version of the files; to be raised whenever they are written in another way."""
 
@@ -41,7 +43,7 @@ class StoredLabel:
     """What is known of one stored label."""
 
     recipe: Mapping[str, Any]
-    """How it was made: the segmenter, what it was read at, the fold, the seed."""
+    """How it was made: the segmenter, what it was read at, the fold, the seed, what it learned from."""
     dsc: tuple[float, ...]
     """DSC of each region (conventions of `fedqc.metrics.overlap`)."""
     mean: float
@@ -90,7 +92,8 @@ class LabelStore:
         """Measure labels of a case and store them behind those that it has; all of them or none.
 
         A label takes the place of one with the same recipe, whose segmenter an earlier run has trained on
-        other cases perhaps. The fold does not count: it changes as patients come and go.
+        other cases perhaps. Where there are folds, the fold does not count, nor the segmenter's seed and what
+        it has learned from: they change as patients come and go.
 
         Args:
             case: With the reference label.
@@ -178,7 +181,8 @@ class LabelStore:
 
 def _key(recipe: Mapping[str, JsonValue]) -> str:
     """By what a label is known among those of its case."""
-    return json.dumps({name: value for name, value in recipe.items() if name != "fold"}, sort_keys=True)
+    changing = {"fold", "seed", LEARNED_FROM} if "fold" in recipe else set()
+    return json.dumps({name: value for name, value in recipe.items() if name not in changing}, sort_keys=True)
 
 
 def _load(path: Path) -> list[tuple[_Entry, bytes]]:

@@ -71,6 +71,8 @@ class Score:
         return None if self.error_map is None else float(1 - (self.error_map >= ERROR_FROM).mean())
 
 
+HOW_TO_OPTIMISE = ("learning_rate", "optimizer", "schedule", "weight_decay")
+"""Keys of `[qc]` for `Method.settings`."""
 FEWEST_REFERENCE_PATIENTS = 2
 """Where references are compared with one another: each is with those of other patients."""
 LearnsFrom = Literal["references", "all", "rated"]
@@ -184,7 +186,7 @@ class Method(ABC):
     needs_initial: bool = False
     """Whether training has to begin with a trained network of the same method (`qc.initial`)."""
     own_settings: ClassVar[TrainSettings]
-    """How `settings` optimises where the configuration does not say."""
+    """How `settings` optimises where the configuration does not say; methods without have no use for it."""
     references: Sequence[Case] = ()
     """The site's own reference cases, for methods and stages that need them; set before anything is done."""
 
@@ -202,6 +204,17 @@ class Method(ABC):
                 f"qc.network.{useless[0]} is of no use to qc.method {self.name!r}, which takes "
                 f"{', '.join(sorted(self.network_options)) or 'none of these keys'}; leave it out"
             )
+        chosen = [name for name in HOW_TO_OPTIMISE if getattr(config, name) is not None]
+        if chosen and not self.uses_settings:
+            raise ConfigError(
+                f"qc.{chosen[0]} is of no use to qc.method {self.name!r}, which trains nothing or as "
+                "[qc.segmenter] says; leave it out"
+            )
+
+    @property
+    def uses_settings(self) -> bool:
+        """Whether anything is optimised as `settings` says."""
+        return hasattr(self, "own_settings")
 
     def scored_regions(self) -> dict[str, tuple[int, ...]]:
         """What is scored: the class indices of each region by its name; the task's regions."""
@@ -227,8 +240,8 @@ class Method(ABC):
 
     def settings(self, plan: RoundPlan) -> TrainSettings:
         """How a round is optimised: what the configuration says, and else the method's own."""
-        named = ("learning_rate", "optimizer", "schedule", "weight_decay")
-        chosen = {name: value for name in named if (value := getattr(self.config, name)) is not None}
+        named = {name: getattr(self.config, name) for name in HOW_TO_OPTIMISE}
+        chosen = {name: value for name, value in named.items() if value is not None}
         return replace(
             self.own_settings,
             total_steps=plan.rounds * plan.steps,
@@ -291,6 +304,10 @@ class Method(ABC):
     ) -> Iterator[Score]:
         """Judge the label of each case, in order."""
 
+    def cannot_judge(self, files: CaseFiles) -> str | None:
+        """Why a case cannot be judged, whatever its label is, as a sentence; None where it can be."""
+        return None
+
     def score_sources(
         self, network: nn.Module, images: Sequence[Source], label: Source, compute: Compute
     ) -> Score | None:
@@ -314,6 +331,16 @@ def chosen_options(network: NetworkConfig) -> frozenset[str]:
     """The keys of `qc.network` that are not as they are where nobody sets them."""
     default = NetworkConfig().model_dump()
     return frozenset(name for name, value in network.model_dump().items() if value != default[name])
+
+
+def has_too_few_references(method: Method, patients: Collection[str]) -> bool:
+    """Whether a method scores by comparison with reference cases, and those of these patients are too few."""
+    return method.needs_references and len(patients) < FEWEST_REFERENCE_PATIENTS
+
+
+def with_own_settings(config: QCConfig) -> QCConfig:
+    """A configuration that does not say how to optimise."""
+    return config.model_copy(update=dict.fromkeys(HOW_TO_OPTIMISE))
 
 
 def part_of(network: nn.Module, part: str) -> nn.Module:

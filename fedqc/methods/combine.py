@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import NetworkConfig, QCConfig
@@ -31,6 +32,7 @@ from fedqc.methods.base import (
     chosen_options,
     get_method,
     part_of,
+    with_own_settings,
 )
 from fedqc.methods.calibration import MonotoneMap
 from fedqc.methods.cross_fitting import is_for_fitting
@@ -94,8 +96,9 @@ class CombineMethod(Method):
                 )
             foreign = chosen_options(config.network) - kind.network_options
             default = NetworkConfig().model_dump(include=set(foreign))
-            own = {"method": name, "network": config.network.model_copy(update=default)}
-            self.methods[name] = kind(task, config.model_copy(update=own))
+            own = config if hasattr(kind, "own_settings") else with_own_settings(config)
+            update = {"method": name, "network": config.network.model_copy(update=default)}
+            self.methods[name] = kind(task, own.model_copy(update=update))
             if self.methods[name].needs_initial:
                 raise ConfigError(
                     f"qc.combine.methods names {name!r}, which as it is set up learns from a trained model; "
@@ -104,6 +107,11 @@ class CombineMethod(Method):
         self.needs_references = any(  # type: ignore[misc]  # it depends on the methods
             method.needs_references for method in self.methods.values()
         )
+
+    @property
+    def uses_settings(self) -> bool:
+        """Whether one of the methods does."""
+        return any(hasattr(get_method(name), "own_settings") for name in self.config.combine.methods)
 
     def stages(self) -> tuple[Stage, ...]:
         """Those of the methods, one method after another."""
@@ -194,6 +202,11 @@ class CombineMethod(Method):
                 first.class_error_maps,
                 next((score.corrected for score in scores if score.corrected is not None), None),
             )
+
+    def cannot_judge(self, files: CaseFiles) -> str | None:
+        """All methods have to judge a case."""
+        reasons = (method.cannot_judge(files) for method in self._with_references().values())
+        return next((reason for reason in reasons if reason is not None), None)
 
     def _scores(
         self, network: nn.Module, cases: Iterable[Case], compute: Compute

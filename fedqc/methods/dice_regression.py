@@ -13,6 +13,7 @@ from typing import Self
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedqc.cases.memo import digest
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute, seeded
 from fedqc.config import QCConfig
@@ -87,11 +88,11 @@ class DiceRegressionMethod(PairMethod):
         for kind in self.maps.networks:
             if plan.stage in kind.all_parts():
                 return kind.train_round(network, cases, plan, compute, progress)
-        weights = weights_digest(network, self.stage(QC).needs)
+        made_by = digest([weights_digest(network, self.stage(QC).needs), self.config.segmenter.passes])
         kept = None if known is None else known.kept
-        folder = None if kept is None else folder_of_maps(kept / "uncertainty", plan.site, weights)
+        folder = None if kept is None else folder_of_maps(kept / "uncertainty", plan.site, made_by)
         shown = self._with(
-            TrainedParts(compute.place(network), compute, self._kept, (plan.site, weights), folder)
+            TrainedParts(compute.place(network), compute, self._kept, (plan.site, made_by), folder)
         )
         return super(DiceRegressionMethod, shown).train_round(
             part_of(network, QC), cases, plan, compute, progress, known=known

@@ -117,11 +117,15 @@ class Neighbours:
 
         return compare
 
-    def _reference(self, index: int) -> tuple[_Voxels, NDArray[np.uint8]]:
+    def prepare(self, index: int) -> None:
+        """Draw the voxels of a reference, once."""
         if index not in self._kept:
             case = self.references[index]
             drawn = self._draw(case, case.label, everywhere=False)
             self._kept[index] = drawn, case.label.reshape(-1)[drawn.indices]
+
+    def _reference(self, index: int) -> tuple[_Voxels, NDArray[np.uint8]]:
+        self.prepare(index)
         return self._kept[index]
 
     def _draw(self, case: Case, label: NDArray[np.uint8], *, everywhere: bool) -> _Voxels:

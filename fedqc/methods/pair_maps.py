@@ -58,7 +58,7 @@ class TrainedParts:
     compute: Compute
     kept: KeptMaps | None = None
     owner: tuple[str, ...] = ()
-    """Whose cases they are and which weights make the maps: under this maps are kept."""
+    """Whose cases they are, and what makes the maps, see `folder_of_maps`: under this maps are kept."""
     folder: Path | None = None
     """Where they are kept on disk, for the next round may be another process; None: nowhere."""
 
@@ -184,15 +184,15 @@ def pair_maps(task: Task, config: QCConfig) -> PairMaps:
     return Uncertainties(task, config) if chosen == "uncertainty" else Errors(task, config)
 
 
-def folder_of_maps(folder: Path, site: str, weights: str) -> Path:
-    """Where a site keeps the maps that some weights make; those of other weights are removed.
+def folder_of_maps(folder: Path, site: str, made_by: str) -> Path:
+    """Where a site keeps the maps that some weights make in so many passes; those of others are removed.
 
     Args:
         folder: of all sites.
         site: whose cases they are.
-        weights: the weights' digest.
+        made_by: digest of the weights and the number of passes.
     """
-    own = folder / digest(site) / weights
+    own = folder / digest(site) / made_by
     for other in set(own.parent.glob("*")) - {own}:
         shutil.rmtree(other, ignore_errors=True)
     return own

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig
@@ -36,6 +37,9 @@ _OVERVIEW = 16
 
 class Comparison(Protocol):
     """A way to carry labels onto references (`Neighbours`, `Registration`)."""
+
+    def prepare(self, index: int) -> None:
+        """Do whatever has to be done of a reference before anything is compared with it."""
 
     def begin(
         self, case: Case, labels: Sequence[NDArray[np.uint8]]
@@ -103,6 +107,7 @@ class RCAMethod(Method):
         self.features = features
         self._clock = clock
         self._overviews: tuple[_Overview, ...] = ()
+        self._looked_through: Sequence[Case] | None = None
         self._comparison: Comparison | None = None
         self._made_for: tuple[Sequence[Case], torch.device] | None = None
 
@@ -217,22 +222,25 @@ class RCAMethod(Method):
         Raises:
             DataError: there is no reference case of another patient.
         """
-        begin, seconds = self._clock(), self.config.rca.seconds
         others = self._others(case, compute)
         if not others:
-            raise DataError(
-                f"case {case.id}: none of {len(self._overviews)} reference cases is of another patient to "
-                f"compare it with; method {self.name!r} needs reference cases of two patients or more"
-            )
+            raise DataError(self._nobody(case.id))
         assert self._comparison is not None  # noqa: S101 - made with the overviews
+        seconds = self.config.rca.seconds
+        begin = self._clock()
         compare = self._comparison.begin(case, labels)
+        spent = self._clock() - begin
         dsc: list[NDArray[np.float32]] = []
         present: list[NDArray[np.bool_]] = []
         for index in others:
+            # Not on the clock, or an estimate would depend on what was judged before.
+            self._comparison.prepare(index)
+            begin = self._clock()
             overlaps, holds = compare(index)
+            spent += self._clock() - begin
             dsc.append(overlaps)
             present.append(holds)
-            if seconds is not None and self._clock() - begin >= seconds:
+            if seconds is not None and spent >= seconds:
                 break
         compared = tuple(self._overviews[index].id for index in others[: len(dsc)])
         held = np.array([[np.isin(label, region).any() for region in self.regions] for label in labels])
@@ -248,21 +256,41 @@ class RCAMethod(Method):
         """Indices of the references to compare a case with, the most similar first, none of its patient."""
         self._look_at_references(compute)
         mine = _overview(case)
-        may = [
-            index
-            for index, one in enumerate(self._overviews)
-            if one.id != mine.id and (not mine.patient or one.patient != mine.patient)
-        ]
+        may = self._comparable(mine.id, mine.patient)
         likeness = {index: float((self._overviews[index].image * mine.image).sum()) for index in may}
         return sorted(may, key=lambda index: -likeness[index])[: self.config.rca.references]
 
-    def _look_at_references(self, compute: Compute) -> None:
-        """Look through the references once, and again where others are set."""
-        if self._made_for is not None and self._made_for[0] is self.references:
-            if self._made_for[1] == compute.device:
-                return
-        else:
+    def cannot_judge(self, files: CaseFiles) -> str | None:
+        """A case that all references are of the patient of cannot be compared with any."""
+        self._look_through_references()
+        return None if self._comparable(files.id, files.patient) else self._nobody(files.id)
+
+    def _comparable(self, case_id: str, patient: str) -> list[int]:
+        """Indices of the references that a case may be compared with."""
+        return [
+            index
+            for index, one in enumerate(self._overviews)
+            if one.id != case_id and (not patient or one.patient != patient)
+        ]
+
+    def _nobody(self, case_id: str) -> str:
+        return (
+            f"case {case_id}: none of {len(self._overviews)} reference cases is of another patient to "
+            f"compare it with; method {self.name!r} needs reference cases of two patients or more"
+        )
+
+    def _look_through_references(self) -> None:
+        """Look at the references once, and again where others are set."""
+        if self._looked_through is not self.references:
             self._overviews = tuple(_overview(case) for case in self.references)
+            self._looked_through = self.references
+
+    def _look_at_references(self, compute: Compute) -> None:
+        """Get ready to compare with the references, once, and again where others are set."""
+        self._look_through_references()
+        made_for = self._made_for
+        if made_for and made_for[0] is self.references and made_for[1] == compute.device:
+            return
         self._comparison = (
             Registration(self.references, self.regions, self.config.rca.threads)
             if self.config.rca.form == "registration"

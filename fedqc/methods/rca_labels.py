@@ -38,7 +38,7 @@ from fedqc.degradation.samples import (
 from fedqc.errors import TrainingError
 from fedqc.files import write_json
 from fedqc.geometry import CUBE, Sides
-from fedqc.methods.base import FEWEST_REFERENCE_PATIENTS, Known, Stage
+from fedqc.methods.base import FEWEST_REFERENCE_PATIENTS, Known, Stage, with_own_settings
 from fedqc.methods.pairs import PairBatch
 from fedqc.methods.rca import RCAMethod
 from fedqc.methods.region_calibration import RegionCalibration, calibration_of
@@ -53,9 +53,9 @@ _VERSION = 2
 
 
 def class_task(task: Task) -> Task:
-    """The task whose regions are the classes and all of them together: what RCA judges here."""
-    regions = {name: (name,) for name in task.classes} | {WHOLE: tuple(task.classes)}
-    return task.model_copy(update={"regions": regions})
+    """The task whose regions are the classes, all of them together and its own: what RCA judges here."""
+    classes = {name: (name,) for name in task.classes}
+    return task.model_copy(update={"regions": {**classes, WHOLE: tuple(task.classes), **task.regions}})
 
 
 class RCALabelsMethod(RobinsonMethod):
@@ -69,12 +69,12 @@ class RCALabelsMethod(RobinsonMethod):
 
     def __init__(self, task: Task, config: QCConfig) -> None:
         super().__init__(task, config)
-        own = config.model_copy(update={"network": NetworkConfig()})
+        own = with_own_settings(config).model_copy(update={"network": NetworkConfig()})
         self.rca = RCAMethod(class_task(task), own, together=True)
         self._estimates: Estimates | None = None
 
     def scored_regions(self) -> dict[str, tuple[int, ...]]:
-        """The classes, and all of them together, as class indices."""
+        """As `robinson`, without background."""
         return {name: region for name, region in super().scored_regions().items() if name != BACKGROUND}
 
     def stages(self) -> tuple[Stage, ...]:
@@ -139,7 +139,7 @@ class RCALabelsMethod(RobinsonMethod):
                 error=torch.zeros_like(label, dtype=torch.bool),
                 dsc=dsc,
                 present=torch.ones_like(dsc, dtype=torch.bool),
-                mean=dsc[:, -1],
+                mean=dsc[:, list(self.regions).index(WHOLE)],
             )
 
 
@@ -247,7 +247,7 @@ class EstimatedLabels(LabelFactory):
         return self._variant(case, kind, int(rng.integers(VARIANTS)))
 
     def make(self, recipes: Sequence[Recipe]) -> Degraded:
-        """Apply recipes; the DSC are RCA's, and the mean that of the last region, all classes together."""
+        """Apply recipes; the DSC are RCA's, and the mean that of all classes together."""
         labels = self.labels(recipes)
         dsc = torch.ones(len(recipes), len(self._estimates.regions), device=labels.device)
         order = sorted(range(len(recipes)), key=lambda index: recipes[index].case)
@@ -261,7 +261,8 @@ class EstimatedLabels(LabelFactory):
             for index, label in own.items():
                 dsc[index] = torch.tensor(known[digest_of(label)])
         present = torch.ones_like(dsc, dtype=torch.bool)
-        return Degraded(tuple(recipes), labels, dsc, present, dsc[:, -1])
+        whole = dsc[:, self._estimates.regions.index(WHOLE)]
+        return Degraded(tuple(recipes), labels, dsc, present, whole)
 
     def _variant(self, case: int, kind: str, number: int) -> Recipe | None:
         """Always the same recipe for the same case, kind and number."""

@@ -1,7 +1,8 @@
 """Labels carried from one case onto another by registration of their images, with SimpleITK."""
 
+import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,11 @@ class Registration:
     """Class indices of each region."""
     threads: int = 1
     """Sums of floats depend on it in their last digits; for one number of them the result is the same."""
+    _kept: dict[int, Case] = field(default_factory=dict, repr=False)
+    """By index, the reference that was prepared last."""
+
+    def __post_init__(self) -> None:
+        importlib.import_module("SimpleITK")  # takes long, and belongs to no case
 
     def begin(
         self, case: Case, labels: Sequence[NDArray[np.uint8]]
@@ -64,7 +70,7 @@ class Registration:
         def compare(index: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
             import SimpleITK as sitk  # noqa: PLC0415, N813 - takes long, only where it is used
 
-            reference = self.references[index]
+            reference = self._reference(index)
             fixed = _image(reference.image[0], reference)
             transform = register(moving, fixed, self.threads)
             resample = sitk.ResampleImageFilter()
@@ -78,6 +84,16 @@ class Registration:
             return found.dsc.numpy(), found.present[0].numpy()
 
         return compare
+
+    def prepare(self, index: int) -> None:
+        """Read a reference."""
+        if index not in self._kept:
+            self._kept.clear()
+            self._kept[index] = self.references[index]
+
+    def _reference(self, index: int) -> Case:
+        self.prepare(index)
+        return self._kept[index]
 
 
 def register(moving: "sitk.Image", fixed: "sitk.Image", threads: int) -> "sitk.Transform":

@@ -13,14 +13,17 @@ from fedqc.task import Task
 from fedqc.training import TrainSettings
 
 BACKGROUND, WHOLE = "background", "all-classes"
-"""What is scored beside the classes; a class of that name is refused."""
+"""What is scored beside the classes; a class or region of that name is refused."""
+MISSING_FROM = 0.5
+"""Predicted DSC from which a region that a label lacks is taken to be right to be missing."""
 
 
 class RobinsonMethod(PairMethod):
     """A 3D ResNet-50 on image and one-hot label with background, learned with the squared error.
 
-    It predicts the DSC of background, of each class and of all classes together; the last is the quality.
-    Stacks of few thick slices are never halved along their short axis.
+    It predicts the DSC of background, of each class, of all classes together (the paper's figure), and of the
+    task's other regions. The quality is the mean over the task's regions, as everywhere. Stacks of few thick
+    slices are never halved along their short axis.
     """
 
     name = "robinson"
@@ -32,14 +35,27 @@ class RobinsonMethod(PairMethod):
     penalty it draws predictions to the middle once the loss is small (slope 0.87 after 3,000 steps)."""
 
     def scored_regions(self) -> dict[str, tuple[int, ...]]:
-        """Background, the classes, and all of them together, as class indices."""
-        if taken := {BACKGROUND, WHOLE} & set(self.task.classes):
-            raise ConfigError(
-                f"task {self.task.name!r} has a class {taken.pop()!r}, which method {self.name!r} uses as a "
-                "name of its own; rename the class"
-            )
+        """Background, the classes, all of them together, and the task's other regions, as class indices.
+
+        Raises:
+            ConfigError: a name would stand for two of them.
+        """
+        for kind, names in (("class", self.task.classes), ("region", self.task.regions)):
+            if taken := {BACKGROUND, WHOLE} & set(names):
+                raise ConfigError(
+                    f"task {self.task.name!r} has a {kind} {min(taken)!r}, which method {self.name!r} uses "
+                    f"as a name of its own; rename the {kind}"
+                )
         classes = {name: (index,) for index, name in enumerate(self.task.classes, start=1)}
-        return {BACKGROUND: (0,), **classes, WHOLE: tuple(range(1, self.task.n_classes + 1))}
+        regions = super().scored_regions()
+        for name, members in regions.items():
+            if classes.get(name, members) != members:
+                raise ConfigError(
+                    f"task {self.task.name!r} has a region {name!r} that is another than the class {name!r}, "
+                    f"and method {self.name!r} scores both; rename the region"
+                )
+        whole = tuple(range(1, self.task.n_classes + 1))
+        return {BACKGROUND: (0,), **classes, WHOLE: whole} | regions
 
     def build(self, seed: int) -> ResNet:
         """The network, 64 channels wide where `qc.network.width` is left out."""
@@ -71,9 +87,18 @@ class RobinsonMethod(PairMethod):
         return {"quality": (network(batch.inputs) - batch.dsc).square().mean()}
 
     def judge(self, network: nn.Module, image: Tensor, label: Tensor) -> Judgement:
-        """Predicted DSC of all classes together, and each one's."""
+        """Predicted DSC of all that is scored, and their mean over the task's regions.
+
+        As in the truth, where a region that the reference lacks has no share in the mean, neither has one
+        that the label lacks and is right to lack. A label that is right to hold none of them is perfect.
+        """
         dsc: Tensor = network(self.inputs(image, label))
-        return Judgement(dsc[:, -1], dsc)
+        names = list(self.regions)
+        regions = dsc[:, [names.index(name) for name in self.task.regions]].clamp(0, 1)
+        held = region_masks(label, self.task.region_indices()).flatten(2).any(dim=2)
+        counts = held | (regions < MISSING_FROM)
+        mean = (regions * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)
+        return Judgement(torch.where(counts.any(dim=1), mean, 1.0), dsc)
 
 
 def short_axes(task: Task) -> tuple[bool, bool, bool]:

@@ -16,7 +16,7 @@ from fedqc.cases.cached import CachedCases
 from fedqc.cases.splits import split_references
 from fedqc.config import QCConfig, load_federation, load_site
 from fedqc.errors import ConfigError
-from fedqc.label_sources.folds import folds_of
+from fedqc.label_sources.folds import folds_of, learned_from, out_of_fold
 from fedqc.label_sources.making import label_store, segmenter_source
 from fedqc.protocol import ErrorCode, TrainSegmenterRequest
 from fedqc.task import load_task
@@ -79,16 +79,44 @@ def test_snapshots_of_every_round_are_made_by_networks_that_never_saw_the_patien
         made = recipes(tmp_path, site, qc, "snapshots")
         fold_of = folds_of(made, 0, qc.sources.folds)
         for patient, labels in made.items():
-            expected = [
-                {"variant": "all-modalities", "fold": fold_of[patient], "round": number} for number in (1, 2)
-            ]
-            assert labels == expected
+            expected = [("all-modalities", fold_of[patient], number) for number in (1, 2)]
+            assert [(one["variant"], one["fold"], one["round"]) for one in labels] == expected
     asked = [message.metadata.message_type for site, message in grid.asked if site == "a"]
     assert asked.count("train.segmenter") == 2 * 2  # folds and rounds
     assert asked.count("train.qc") == 1
     stages = statistics(tmp_path / "run")["train"]
     assert set(stages) == {"snapshots-all-modalities-1", "snapshots-all-modalities-2", "qc"}
     assert not events(tmp_path / "run", "site-failed", "site-excused")
+
+
+def forget(folder: Path, patient: str) -> None:
+    """Take a patient out of the references of site a, and make room for another run."""
+    table = folder / "sites" / "a" / "reference.csv"
+    table.write_text(table.read_text().replace(f"ref-{patient.removeprefix('P')}\n", ""))
+    (folder / "run").rename(folder / "before")
+
+
+@pytest.mark.parametrize("source", ["snapshots", "forest"])
+def test_labels_of_an_earlier_run_are_replaced_where_a_reference_is_gone(tmp_path: Path, source: str) -> None:
+    federation = write(tmp_path, f"{source} = 1")
+    lead(tmp_path, federation)
+    qc = load_federation(federation).qc
+    before = recipes(tmp_path, "a", qc, source)
+    first = min(before)
+    forget(tmp_path, first)
+    lead(tmp_path, federation)
+
+    after = recipes(tmp_path, "a", qc, source)
+    assert first not in after
+    site = load_site(tmp_path / "sites" / "a" / "site.toml")
+    task = load_task(site.task)
+    references, _ = split_references(load_site_data(site, task).references, 0)
+    cases = CachedCases(CaseCache(site.compute.cache, task), references)
+    for patient, labels in after.items():
+        fold = folds_of(after, 0, qc.sources.folds)[patient]
+        training, _ = out_of_fold(cases, fold, 0, qc.sources.folds)
+        assert {one["learned_from"] for one in labels} == {learned_from(training)}
+        assert len(labels) == len(next(iter(before.values())))
 
 
 def test_what_leaves_with_a_segmenter_is_an_update_and_nothing_of_the_labels(tmp_path: Path) -> None:
@@ -174,6 +202,21 @@ def test_a_site_of_one_patient_has_no_stored_labels_and_costs_the_others_nothing
     assert set(round_["sites"]) == {"a", "b", "c"}  # it trains on untouched labels
     activity = json.loads((tmp_path / "sites" / "c" / "results" / "activity.json").read_text())
     assert activity["notes"] == ["no labels of snapshots here; trains without them"]
+
+
+@pytest.mark.parametrize("source", ["snapshots", "forest"])
+def test_a_site_of_one_patient_has_none_of_an_earlier_run_either(tmp_path: Path, source: str) -> None:
+    """Their segmenters learned from somebody who is no reference any more."""
+    federation = write(tmp_path, f"{source} = 0.5", references=3)
+    federation.write_text(federation.read_text().replace("untouched = 0\n", "untouched = 0.5\n"))
+    lead(tmp_path, federation)
+    made = recipes(tmp_path, "a", load_federation(federation).qc, source)
+    assert len(made) == 2
+    assert all(made.values())
+    forget(tmp_path, min(made))
+    lead(tmp_path, federation)
+    activity = json.loads((tmp_path / "sites" / "a" / "results" / "activity.json").read_text())
+    assert activity["notes"] == [f"no labels of {source} here; trains without them"]
 
 
 def test_a_network_that_the_source_does_not_have_is_refused(tmp_path: Path) -> None:

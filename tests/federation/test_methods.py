@@ -1,5 +1,6 @@
 """Every QC method that is installed, in a federation of two sites: what it sends, and what stays there."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -221,6 +222,28 @@ def test_a_site_without_two_references_is_excused_from_what_compares(
         if name == "a" and reply.metadata.message_type == TrainRequest.kind
     )
     assert reply["error"]["code"] == "no-reference"
+
+
+@pytest.mark.parametrize("name", ["rca by features", "combine with rca"])
+def test_a_site_without_two_references_is_excused_from_scoring_by_comparison(
+    name: str, planned: Callable[[Kind], Path], task_file: Path, tmp_path: Path, sites: Sites
+) -> None:
+    lone = write_site(tmp_path, "a", task_file, references=2)  # one of them is held back
+    federation = planned(KINDS[name])
+    federation.write_text(federation.read_text().replace("minimum = 2", "minimum = 1"))
+    grid = RecordingGrid({"a": lone, "b": sites["b"]})
+    run(grid, federation, tmp_path / "run", only=PHASES)
+    errors = {
+        (name, reply.metadata.message_type): reply.content["error"]["code"]
+        for name, reply in grid.sent
+        if "error" in reply.content
+    }
+    later = {(name, kind) for name, kind in errors if kind in {"query.calibrate", "query.score"}}
+    assert later == {("a", "query.calibrate"), ("a", "query.score")}
+    assert set(errors.values()) == {"no-reference"}
+    assert not (lone.parent / "results" / "manifest.json").exists()
+    activity = json.loads((lone.parent / "results" / "activity.json").read_text())
+    assert "references of 2 patients or more, beside those held back; found 1" in activity["notes"][-1]
 
 
 def test_references_are_checked_by_what_compares_with_references(

@@ -17,7 +17,7 @@ from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig, load_site
 from fedqc.display import Display
-from fedqc.errors import ConfigError, ProtocolError, TrainingError
+from fedqc.errors import ConfigError, DataError, ProtocolError, TrainingError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage
 from fedqc.methods.cross_fitting import FOLDS, fold_of, folds_that_may_judge
 from fedqc.model import load_model
@@ -218,6 +218,43 @@ def test_an_unknown_stage_is_refused(sites: Sites) -> None:
     with pytest.raises(ProtocolError, match="no stage 'nose'; it has eye-1, eye-2, taste"):
         method.stage("nose")
     assert TrainRequest.model_fields["stage"].default == "qc"
+
+
+@pytest.mark.parametrize("by", ["method", "stage"])
+def test_alone_references_to_compare_with_are_of_three_patients(
+    sites: Sites, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """One of them is held back; of one patient's references none could be compared with another."""
+    site = load_site(sites["a"])
+    task = load_task(site.task)
+    cases = find_cases(site.data.path, task).cases
+    if by == "stage":
+        monkeypatch.setattr(Counting, "needs_references", False)
+        monkeypatch.setattr(Counting, "stages", lambda _: (Stage("qc", 1, 1, 1, needs_references=True),))
+
+    def train(count: int) -> None:
+        out = tmp_path / f"model-{count}"
+        train_alone(
+            Job(task, QCConfig(method="counting"), 0),
+            cases[:count],
+            out,
+            cache=tmp_path / "cache",
+            compute=FP32,
+            workers=1,
+            display=Display(Console()),
+        )
+
+    assert len({case.patient for case in cases[:3]}) == 3
+    with pytest.raises(DataError, match="found 1, and 1 held back; give it cases of 3 patients or more"):
+        train(2)
+    assert not list(tmp_path.glob("model-*"))
+    monkeypatch.setattr("fedqc.alone.train_and_fit", fail)
+    with pytest.raises(TrainingError, match="got so far"):
+        train(3)
+
+
+def fail(*_: object, **__: object) -> None:
+    raise TrainingError("got so far")
 
 
 def test_alone(sites: Sites, tmp_path: Path) -> None:

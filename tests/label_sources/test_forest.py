@@ -409,17 +409,41 @@ def test_what_was_cut_off_goes_on(
     assert trained == []
 
 
-def test_a_case_whose_reference_changed_is_made_again_alone(
+@pytest.mark.parametrize("change", ["corrected", "gone", "of another patient"])
+def test_labels_are_those_of_forests_that_learned_from_the_present_cases(
+    easy: list[Case], store: LabelStore, tmp_path: Path, trained: list[set[str]], change: str
+) -> None:
+    make_forest_labels(easy, store, REGIONS, SETTINGS, 0)
+    changed = {
+        "corrected": [replace(easy[0], label=np.roll(easy[0].label, 1, axis=0)), *easy[1:]],
+        "gone": easy[1:],
+        "of another patient": [replace(easy[0], patient="somebody"), *easy[1:]],
+    }[change]
+    before = stored(store, easy[1:])
+    trained.clear()
+    make_forest_labels(changed, store, REGIONS, SETTINGS, 0)
+    assert trained
+    anew = LabelStore(tmp_path, "forest", {"run": "the first"})
+    make_forest_labels(changed, anew, REGIONS, SETTINGS, 0)
+    assert same(stored(store, changed), stored(anew, changed))
+    assert not same(stored(store, easy[1:]), before)
+    trained.clear()
+    make_forest_labels(list(reversed(changed)), store, REGIONS, SETTINGS, 0)
+    assert not trained
+
+
+def test_where_a_forest_learned_from_whom_nothing_changed_its_labels_stay(
     easy: list[Case], store: LabelStore, trained: list[set[str]]
 ) -> None:
     make_forest_labels(easy, store, REGIONS, SETTINGS, 0)
     corrected = [replace(easy[0], label=np.roll(easy[0].label, 1, axis=0)), *easy[1:]]
-    before = stored(store, easy)
-    trained.clear()
+    fold_of = folds_of([case.patient for case in easy], 0, SETTINGS.folds)
+    of_its_fold = [case for case in easy[1:] if fold_of[case.patient] == fold_of[easy[0].patient]]
+    assert of_its_fold
+    before = stored(store, of_its_fold)
     make_forest_labels(corrected, store, REGIONS, SETTINGS, 0)
-    assert len(trained) == 1
+    assert same(stored(store, of_its_fold), before)
     assert len(store.of(corrected[0])) == len(SETTINGS.depths)
-    assert same(stored(store, easy), before)
 
 
 def test_one_patient_alone(easy: list[Case], store: LabelStore) -> None:
@@ -429,13 +453,10 @@ def test_one_patient_alone(easy: list[Case], store: LabelStore) -> None:
     make_forest_labels([], store, REGIONS, SETTINGS, 0)
 
 
-def test_labels_that_are_there_need_no_other_patient(
-    easy: list[Case], store: LabelStore, trained: list[set[str]]
-) -> None:
+def test_who_is_left_alone_has_no_labels_to_learn_from(easy: list[Case], store: LabelStore) -> None:
     make_forest_labels(easy[:2], store, REGIONS, SETTINGS, 0)
-    trained.clear()
-    make_forest_labels(easy[:1], store, REGIONS, SETTINGS, 0)
-    assert trained == []
+    with pytest.raises(TrainingError, match="no case is left to train a segmenter on"):
+        make_forest_labels(easy[:1], store, REGIONS, SETTINGS, 0)
 
 
 def test_a_depth_that_is_missing_is_made(

@@ -1,6 +1,7 @@
 """Networks that are trained to make labels: on whom, what is kept, and what is not made twice."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,28 @@ def test_what_is_there_is_not_made_again(task: Task, cases: list[Case], tmp_path
     assert not told
     make_labels(again, [*cases, make(9)], store, seed=0, compute=FP32)
     assert again.learned
+
+
+@pytest.mark.parametrize("change", ["corrected", "gone"])
+def test_labels_are_those_of_networks_that_learned_from_the_present_cases(
+    task: Task, cases: list[Case], tmp_path: Path, change: str
+) -> None:
+    changed = cases[1:]
+    if change == "corrected":
+        changed = [replace(cases[0], label=np.roll(cases[0].label, 3, axis=0)), *changed]
+    config = SMALL.model_copy(update={"rounds": 1, "local_steps": 4, "learning_rate": 0.02})
+    source = segmenter_source("snapshots", task, config)
+    store, anew = (label_store(tmp_path / name, source.name, task, config, 0) for name in ("kept", "anew"))
+    make_labels(source, cases, store, seed=0, compute=FP32)
+    make_labels(source, changed, store, seed=0, compute=FP32)
+    make_labels(source, changed, anew, seed=0, compute=FP32)
+    for case in changed:
+        assert store.of(case) == anew.of(case)
+        for index in range(len(anew.of(case))):
+            assert np.array_equal(store.read(case, index), anew.read(case, index))
+    told: list[tuple[int, int]] = []
+    make_labels(source, changed[::-1], store, seed=0, compute=FP32, progress=lambda *done: told.append(done))
+    assert not told
 
 
 def test_snapshots_get_better_and_know_their_quality(task: Task, cases: list[Case], tmp_path: Path) -> None:

@@ -110,6 +110,26 @@ def test_a_label_takes_the_place_of_one_with_its_recipe(
     assert np.array_equal(store.read(case, 1), worse)
 
 
+def test_in_folds_neither_seed_nor_whom_it_learned_from_tells_a_segmenter(
+    store: LabelStore, case: Case
+) -> None:
+    """They change as patients come and go; without folds a seed is what tells labels apart."""
+    for number in range(2):
+        store.add(
+            case,
+            [
+                ({"depth": 2, "seed": number, "fold": number, "learned_from": str(number)}, case.label),
+                ({"strength": 2, "seed": number}, case.label),
+            ],
+            REGIONS,
+        )
+    assert [one.recipe for one in store.of(case)] == [
+        {"depth": 2, "seed": 1, "fold": 1, "learned_from": "1"},
+        {"strength": 2, "seed": 0},
+        {"strength": 2, "seed": 1},
+    ]
+
+
 def test_labels_may_lie_in_memory_in_any_way(store: LabelStore, case: Case, tmp_path: Path) -> None:
     np.save(tmp_path / "label.npy", case.label)
     mapped = replace(case, label=np.load(tmp_path / "label.npy", mmap_mode="r"))

@@ -3,10 +3,13 @@ from typing import Any
 
 import pytest
 
+from fedqc.config import NetworkConfig, QCConfig
 from fedqc.errors import ConfigError
 from fedqc.methods import base
 from fedqc.methods.base import Method, get_method
 from fedqc.methods.qcresunet import QCResUNetMethod
+from fedqc.methods.rca_labels import RCALabelsMethod
+from fedqc.task import Task
 
 
 def test_a_method_is_found_by_its_name() -> None:
@@ -27,3 +30,24 @@ def test_a_plug_in_is_a_method_like_any_other(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(base, "entry_points", installed)
     assert get_method("theirs") is QCResUNetMethod
+
+
+@pytest.mark.parametrize("name", ["expected-dice", "ensemble", "rca", "uncertainty-sum", "error-sum"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("learning_rate", 0.1), ("optimizer", "sgd"), ("schedule", "constant"), ("weight_decay", 0.0)],
+)
+def test_how_to_optimise_is_refused_where_nothing_is_optimised_by_it(
+    task: Task, name: str, key: str, value: object
+) -> None:
+    config = QCConfig.model_validate({"method": name, "segmenter": {"channels": (4, 8)}})
+    get_method(name)(task, config)
+    with pytest.raises(ConfigError, match=f"qc.{key} is of no use to qc.method {name!r}, .*; leave it out"):
+        get_method(name)(task, config.model_copy(update={key: value}))
+
+
+def test_what_a_network_learns_by_is_nothing_to_whom_it_learns_from(task: Task) -> None:
+    network = NetworkConfig(width=4, blocks=(1, 1))
+    method = RCALabelsMethod(task, QCConfig(method="rca-labels", learning_rate=0.5, network=network))
+    assert method.config.learning_rate == 0.5
+    assert method.rca.config.learning_rate is None

@@ -2,17 +2,25 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from rich.console import Console
 from torch import nn
 
+from fedqc.alone import Job, train_rounds
+from fedqc.cases.cached import CachedCases
 from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import CombineConfig, DQEConfig, NetworkConfig, QCConfig, parse
 from fedqc.degradation.samples import ALL_KINDS, degrade_cases
+from fedqc.display import Display
 from fedqc.errors import ConfigError
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score, Stage, part_of
 from fedqc.methods.combine import Blend, CombineMethod
@@ -215,6 +223,59 @@ def test_with_too_few_patients_it_is_the_mean(combine: CombineMethod) -> None:
     assert score.quality == pytest.approx(np.random.default_rng(0).uniform() / 2, abs=1e-6)
 
 
+def test_each_case_has_its_own_stored_labels_where_some_are_spared(
+    combine: CombineMethod, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [make_case(number) for number in range(12)]
+    assert any(is_for_fitting(case.patient) for case in cases[:-1])
+    seen: list[int] = []
+
+    class OwnLabels:
+        def count(self, case: int) -> int:
+            return case
+
+        def read(self, case: int, index: int) -> NDArray[np.uint8]:
+            return cases[case].label
+
+    def train_round(
+        self: Method, network: nn.Module, chosen: Sequence[Case], plan: RoundPlan, *_: Any, known: Known
+    ) -> RoundResult:
+        labels = known.labels["forest"]
+        for index, case in enumerate(chosen):
+            assert np.array_equal(labels.read(index, 0), case.label)
+            assert labels.count(index) == cases.index(case)
+        seen.append(len(chosen))
+        return RoundResult({"loss": 0.0}, 1)
+
+    monkeypatch.setattr(Halves, "train_round", train_round)
+    files = [CaseFiles(case.id, case.patient, (), None) for case in cases]
+    cache: Any = SimpleNamespace(get=lambda one: next(case for case in cases if case.id == one.id))
+    job = Job(task, combine.config, 0)
+    combine.references = CachedCases(cache, files)
+    with Display(Console(quiet=True)) as display:
+        train_rounds(
+            job,
+            combine,
+            CachedCases(cache, files),
+            Known(labels={"forest": OwnLabels()}),
+            tmp_path / "model",
+            compute=FP32,
+            display=display,
+        )
+    assert len(seen) == 4
+    assert max(seen) < len(cases)
+
+
+def test_a_case_that_one_of_the_methods_cannot_judge(
+    combine: CombineMethod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = CaseFiles("case-1", "patient-1", (), None)
+    assert combine.cannot_judge(files) is None
+    monkeypatch.setattr(Guess, "cannot_judge", lambda self, _: f"{len(self.references)} references")
+    combine.references = [make_case(1)]
+    assert combine.cannot_judge(files) == "1 references"
+
+
 def test_only_methods_that_judge_the_label(task: Task) -> None:
     config = QCConfig(combine=CombineConfig(methods=("guess", "prediction")))
     with pytest.raises(ConfigError, match="'prediction', which judges its own prediction"):
@@ -237,6 +298,17 @@ def test_whoever_learns_from_other_cases_spares_the_patients_too(task: Task) -> 
     config = QCConfig(network=network, combine=CombineConfig(methods=("rca-labels", "expected-dice")))
     for stage in CombineMethod(task, config).stages():
         assert (stage.learns_from, stage.spares_fitting) == ("all", stage.fold is None)
+
+
+def test_how_to_optimise_reaches_whom_it_is_of_use_to(task: Task) -> None:
+    chosen: dict[str, Any] = {"learning_rate": 0.5, "schedule": "constant"}
+    config = QCConfig(combine=CombineConfig(methods=("dqe", "expected-dice")), **chosen)
+    combine = CombineMethod(task, config)
+    assert combine.methods["dqe"].config.learning_rate == 0.5
+    assert combine.methods["expected-dice"].config.schedule is None
+    none = CombineConfig(methods=("expected-dice", "guess"))
+    with pytest.raises(ConfigError, match=r"qc.learning_rate is of no use to qc.method 'combine'"):
+        CombineMethod(task, config.model_copy(update={"combine": none}))
 
 
 def test_each_method_gets_its_own_network_options(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,11 +172,12 @@ def test_maps_outlive_the_process_of_a_round(task: Task, cases: list[Case], tmp_
     network["segmenter-1"] = network["segmenter-2"] = segmenter = Leans(1.0)
     known = Known(kept=tmp_path)
 
-    def passes(**changes: str) -> int:
-        """Of a round at a client that is new each time, on one case with two passes."""
+    def passes(wanted: int = 2, **changes: str) -> int:
+        """Of a round at a client that is new each time, on one case."""
         before = segmenter.passes
         this = replace(plan(), **changes)  # type: ignore[arg-type]
-        make(task, "uncertainty").train_round(network, cases[:1], this, FP32, known=known)
+        method = make(task, "uncertainty", segmenter={**SEGMENTER, "passes": wanted})
+        method.train_round(network, cases[:1], this, FP32, known=known)
         return segmenter.passes - before
 
     assert [passes(), passes(), passes(site="b")] == [2, 0, 2]
@@ -188,6 +189,7 @@ def test_maps_outlive_the_process_of_a_round(task: Task, cases: list[Case], tmp_
         segmenter.more.add_(1)
     assert [passes(), passes()] == [2, 0]
     assert not first.exists()  # maps of weights that are gone
+    assert [passes(3), passes(3), passes()] == [3, 0, 2]  # another number of passes, another map
 
 
 def test_new_weights_have_new_maps(task: Task) -> None:

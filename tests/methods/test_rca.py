@@ -1,8 +1,7 @@
 """Reverse classification accuracy on phantoms: what must be found right, what must not, and who is asked."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -12,11 +11,14 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from fedqc.cases.layouts import CaseFiles
 from fedqc.cases.volumes import Case
 from fedqc.compute import Compute
 from fedqc.config import QCConfig, RCAConfig
 from fedqc.errors import DataError, TrainingError
 from fedqc.label_sources.forest import body
+from fedqc.lazy import Lazy
+from fedqc.methods import neighbours
 from fedqc.methods.base import RoundPlan
 from fedqc.methods.calibration import MonotoneMap
 from fedqc.methods.neighbours import Neighbours, appearance, weight_of_place
@@ -89,6 +91,9 @@ class Scripted:
     def __init__(self, dsc: Sequence[Sequence[float]], present: Sequence[Sequence[bool]]) -> None:
         self.dsc, self.present = dsc, present
         self.asked: list[int] = []
+
+    def prepare(self, index: int) -> None:
+        pass
 
     def begin(
         self, case: Case, labels: Sequence[NDArray[np.uint8]]
@@ -315,6 +320,21 @@ def test_nobody_is_compared_with_their_own_cases(task: Task) -> None:
         make(task, references[:2]).estimate(phantom(5, patient="patient-0"), [references[0].label], COMPUTE)
 
 
+def test_whose_references_are_all_of_the_same_patient_is_told_before_anything_is_compared(task: Task) -> None:
+    method = make(task, [phantom(0), phantom(1, patient="patient-0")])
+
+    def files(name: str, patient: str) -> CaseFiles:
+        return CaseFiles(name, patient, (), None)
+
+    assert method.cannot_judge(files("case-9", "patient-9")) is None
+    assert method.cannot_judge(files("case-9", "")) is None
+    reason = method.cannot_judge(files("case-9", "patient-0"))
+    assert reason is not None
+    assert "case-9: none of 2 reference cases is of another patient" in reason
+    method.references = [phantom(0), phantom(2)]
+    assert method.cannot_judge(files("case-9", "patient-0")) is None
+
+
 def test_the_most_similar_references_are_compared(task: Task) -> None:
     references = [phantom(number, (shift, 0, 0)) for number, shift in enumerate((-4, 3, 0, -1))]
     found = make(task, references, references=2).estimate(
@@ -323,14 +343,64 @@ def test_the_most_similar_references_are_compared(task: Task) -> None:
     assert found.compared == ("case-3", "case-2")
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(0.5, 1), (2.5, 3), (None, 4)])
-def test_time_is_kept_but_one_reference_is_compared(task: Task, seconds: float | None, expected: int) -> None:
-    ticks: Iterator[int] = count()
-    method = make(
-        task, [phantom(number) for number in range(1, 5)], seconds=seconds, clock=lambda: float(next(ticks))
-    )
-    found = method.estimate(phantom(0), [phantom(0).label], COMPUTE)
-    assert len(found.compared) == expected
+class Slow(Lazy[Case]):
+    """References each of which takes ten seconds to read."""
+
+    def __init__(self, cases: Sequence[Case], passed: list[float]) -> None:
+        self.cases, self.passed = cases, passed
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def make(self, index: int) -> Case:
+        self.passed.append(10)
+        return self.cases[index]
+
+
+@pytest.mark.parametrize(
+    ("form", "own", "seconds", "expected"),
+    [
+        ("features", 0, 0.5, 1),
+        ("features", 0, 2.5, 3),
+        ("features", 2, 2.5, 1),  # the case's own voxels are drawn for it alone
+        ("features", 0, None, 4),
+        ("registration", 0, 2.5, 3),
+    ],
+)
+def test_time_is_kept_but_one_reference_is_compared(
+    *,
+    task: Task,
+    monkeypatch: pytest.MonkeyPatch,
+    form: Form,
+    own: float,
+    seconds: float | None,
+    expected: int,
+) -> None:
+    """A comparison takes a second. References are not on the clock: they are got ready once for all cases."""
+    passed: list[float] = []
+    by_hand = neighbours._weighted_dice
+
+    def compared(*known: Any) -> Any:
+        passed.append(1)
+        return by_hand(*known)
+
+    def registered(*_: Any) -> "sitk.Transform":
+        passed.append(1)
+        return sitk.Transform(3, sitk.sitkIdentity)
+
+    def looks(case: Case) -> NDArray[np.float32]:
+        passed.append(own if case.id == "case-0" else 10)
+        return appearance(case)
+
+    monkeypatch.setattr(neighbours, "_weighted_dice", compared)
+    monkeypatch.setattr("fedqc.methods.registration.register", registered)
+    rca = RCAConfig(form=form, voxels=200, seconds=seconds)
+    method = RCAMethod(task, QCConfig(rca=rca), features=looks, clock=lambda: sum(passed))
+    method.references = Slow([phantom(number) for number in range(1, 5)], passed)
+    first, again = (method.estimate(phantom(0), [phantom(0).label], COMPUTE) for _ in range(2))
+    assert len(first.compared) == expected
+    assert again.compared == first.compared
+    np.testing.assert_array_equal(again.regions, first.regions)
 
 
 def test_each_region_has_its_best_reference(task: Task) -> None:

@@ -61,8 +61,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def test_background_is_not_scored(task: Task) -> None:
-    assert make(task).scored_regions() == {"core": (1,), "rim": (2,), "all-classes": (1, 2)}
-    (stage,) = make(task).stages()
+    method = make(task)
+    assert method.scored_regions() == {"core": (1,), "rim": (2,), "all-classes": (1, 2), "whole": (1, 2)}
+    assert list(method.rca.scored_regions().items()) == list(method.scored_regions().items())
+    (stage,) = method.stages()
     assert stage.learns_from == "all"
     assert stage.needs_references
 
@@ -78,13 +80,14 @@ def test_a_candidates_own_label_is_not_taken_to_be_right(task: Task, candidate: 
     }
     assert untouched[0].max() < 0.6  # compared with itself it would be 1
     assert untouched[1].min() > 0.8
-    torch.testing.assert_close(chunk.mean, chunk.dsc[:, -1])
+    torch.testing.assert_close(chunk.mean, chunk.dsc[:, 2])  # of all classes together
     assert pool.drawn.chosen[0][2] in chunk.mean.tolist()
 
 
 def shares(label: NDArray[np.uint8]) -> list[float]:
     """Something that tells labels apart."""
-    return [float((label == 1).mean()), float((label == 2).mean()), float((label > 0).mean())]
+    both = float((label > 0).mean())
+    return [float((label == 1).mean()), float((label == 2).mean()), both, both / 2]
 
 
 @pytest.fixture
@@ -189,5 +192,6 @@ def test_it_scores_without_references(task: Task, candidate: Case) -> None:
     method = make(task, references=())
     (score,) = method.score(method.build(0), [candidate], FP32)
     assert not method.needs_references
-    assert list(score.regions) == ["core", "rim", "all-classes"]
-    assert score.quality == score.regions["all-classes"]
+    assert list(score.regions) == ["core", "rim", "all-classes", "whole"]
+    mean = np.mean([score.regions[name] for name in task.regions])
+    assert score.quality == pytest.approx(mean)

@@ -200,6 +200,14 @@ def test_robinson_has_a_row_for_each_class_and_sites_a_table_of_their_own(
     assert set(rounds) == {"qc"}  # forests are grown at the sites
 
 
+def test_robinson_is_judged_by_all_classes_together() -> None:
+    """As the paper does; the quality is the mean over the task's regions."""
+    regions = {"ball": (0.1, 0.2), "all-classes": (0.3, 0.4)}
+    one = base.Judged("a", "p", "forest", {}, 0.5, 0.6, regions, 1.0)
+    (whole,) = robinson._whole([one])
+    assert (whole.true, whole.predicted, whole.regions) == (0.3, 0.4, regions)
+
+
 def test_wrong_names_and_folders(settings: Settings, tmp_path: Path, display: Display) -> None:
     with pytest.raises(ConfigError, match="did you mean 'robinson'"):
         reproduce("robinsen", settings, tmp_path / "out", display)

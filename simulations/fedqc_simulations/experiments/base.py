@@ -422,6 +422,13 @@ def _judged(
         workshop.display.progress(f"trying {name}", done, len(samples))
 
 
+def of_region(judged: Judged, region: str) -> Judged:
+    """With the predicted DSC of a region in place of the quality."""
+    _, predicted = judged.regions[region]
+    assert predicted is not None  # noqa: S101 - for the type checker
+    return replace(judged, predicted=predicted)
+
+
 def _error_figures(marked: np.ndarray, wrong: np.ndarray) -> dict[str, float | None]:
     """How well an error map finds what is wrong, errors as the positive class."""
     found, n_marked, n_wrong = (int(part.sum()) for part in (marked & wrong, marked, wrong))

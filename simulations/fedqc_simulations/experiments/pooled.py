@@ -14,7 +14,16 @@ from fedqc.model import StoredModel, load_model
 from fedqc.seeding import generator
 from fedqc_simulations.consortium import site_files, write_federation, write_site
 from fedqc_simulations.engine import run_local
-from fedqc_simulations.experiments.base import Row, Sample, Table, TestLabels, Workshop, trained, tried
+from fedqc_simulations.experiments.base import (
+    Row,
+    Sample,
+    Table,
+    TestLabels,
+    Workshop,
+    of_region,
+    trained,
+    tried,
+)
 from fedqc_simulations.experiments.measures import figures_of
 from fedqc_simulations.simulate import site_names
 
@@ -27,6 +36,8 @@ def federated_rows(
     training: Sequence[CaseFiles],
     labels: TestLabels,
     samples: Sequence[Sample],
+    *,
+    region: str | None = None,
 ) -> Table:
     """One model trained on pooled data and one across sites, both on the cases that sites train on.
 
@@ -36,6 +47,7 @@ def federated_rows(
         training: cases to be dealt to the sites; each holds a quarter back, as in any federation.
         labels: of the test cases.
         samples: those of them that the models are tried on.
+        region: whose predicted DSC is tried; None: the quality.
     """
     names = site_names(workshop.settings.sites)
     patients = sorted({files.patient for files in training})
@@ -56,6 +68,8 @@ def federated_rows(
     )
     for name, title, model in models:
         judged = tried(workshop, name, model, labels, samples)
+        if region is not None:
+            judged = [of_region(one, region) for one in judged]
         figures = figures_of(judged, generator(workshop.seed, "bootstrap", name))
         lines.append((title, *figures.cells()))
     rounds = json.loads((out / "run" / "run.json").read_text(encoding="utf-8"))["rounds"]

@@ -9,21 +9,18 @@ are labelled rightly does not matter to it. Both are tried against the truth, an
 paper RCA has 100 references and experiment 2 fewer labels than experiment 1; here it has the same.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from fedqc.alone import Job, train_and_fit
 from fedqc.cases.layouts import CaseFiles
-from fedqc.cases.volumes import Case
-from fedqc.compute import Compute
 from fedqc.config import NetworkConfig, QCConfig, RCAConfig, SamplesConfig, SourcesConfig
 from fedqc.label_sources.making import FOREST, label_store
-from fedqc.methods.base import Known, Score
+from fedqc.methods.base import Known, with_own_settings
 from fedqc.methods.rca import RCAMethod
 from fedqc.methods.rca_labels import class_task
 from fedqc.methods.robinson import WHOLE
@@ -40,6 +37,7 @@ from fedqc_simulations.experiments.base import (
     Workshop,
     evenly,
     make_labels,
+    of_region,
     trained,
     tried,
     write_tables,
@@ -123,7 +121,7 @@ def reproduce(workshop: Workshop) -> None:
             _good_or_not(workshop, judged, title),
         ]
     if workshop.settings.sites:
-        tables.append(federated_rows(workshop, row, training, labels, samples))
+        tables.append(federated_rows(workshop, row, training, labels, samples, region=WHOLE))
     write_tables(workshop, tables)
 
 
@@ -133,22 +131,11 @@ def _vouched(training: Sequence[CaseFiles], seed: int) -> tuple[CaseFiles, ...]:
     return tuple(training[index] for index in sorted(order[: min(REFERENCES, max(2, len(training) // 3))]))
 
 
-class _OfWhole(RCAMethod):
-    """RCA whose quality is that of all classes together."""
-
-    def score(
-        self, network: nn.Module, cases: Iterable[Case], compute: Compute, batch_size: int = 8
-    ) -> Iterator[Score]:
-        """Judge the label of each case, in order."""
-        for score in super().score(network, cases, compute, batch_size):
-            yield replace(score, quality=score.regions[WHOLE])
-
-
 def _rca(workshop: Workshop, config: QCConfig, references: Sequence[CaseFiles]) -> StoredModel:
     """RCA of classes and all of them together, calibrated on its references."""
     own = {"method": RCAMethod.name, "network": NetworkConfig()}
-    qc, task = config.model_copy(update=own), class_task(workshop.task)
-    method, cases = _OfWhole(task, qc, together=True), workshop.opened(references)
+    qc, task = with_own_settings(config).model_copy(update=own), class_task(workshop.task)
+    method, cases = RCAMethod(task, qc, together=True), workshop.opened(references)
     network, card = train_and_fit(
         Job(task, qc, workshop.seed),
         method,
@@ -162,8 +149,8 @@ def _rca(workshop: Workshop, config: QCConfig, references: Sequence[CaseFiles]) 
 
 
 def _whole(judged: Sequence[Judged]) -> list[Judged]:
-    """With the DSC of all classes together as the truth, which is what the quality predicts."""
-    return [replace(one, true=one.regions[WHOLE][0]) for one in judged]
+    """By the DSC of all classes together, as the paper has it."""
+    return [of_region(replace(one, true=one.regions[WHOLE][0]), WHOLE) for one in judged]
 
 
 def _whole_dsc(labels: TestLabels, sample: Sample) -> float:
