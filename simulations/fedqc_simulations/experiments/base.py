@@ -423,10 +423,10 @@ def _judged(
 
 
 def of_region(judged: Judged, region: str) -> Judged:
-    """With the predicted DSC of a region in place of the quality."""
-    _, predicted = judged.regions[region]
+    """With true and predicted DSC of a region in place of the mean's."""
+    true, predicted = judged.regions[region]
     assert predicted is not None  # noqa: S101 - for the type checker
-    return replace(judged, predicted=predicted)
+    return replace(judged, true=true, predicted=predicted)
 
 
 def _error_figures(marked: np.ndarray, wrong: np.ndarray) -> dict[str, float | None]:

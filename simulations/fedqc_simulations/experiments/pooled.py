@@ -47,7 +47,7 @@ def federated_rows(
         training: cases to be dealt to the sites; each holds a quarter back, as in any federation.
         labels: of the test cases.
         samples: those of them that the models are tried on.
-        region: whose predicted DSC is tried; None: the quality.
+        region: whose DSC is told; None: the mean over the task's.
     """
     names = site_names(workshop.settings.sites)
     patients = sorted({files.patient for files in training})

@@ -150,7 +150,7 @@ def _rca(workshop: Workshop, config: QCConfig, references: Sequence[CaseFiles]) 
 
 def _whole(judged: Sequence[Judged]) -> list[Judged]:
     """By the DSC of all classes together, as the paper has it."""
-    return [of_region(replace(one, true=one.regions[WHOLE][0]), WHOLE) for one in judged]
+    return [of_region(one, WHOLE) for one in judged]
 
 
 def _whole_dsc(labels: TestLabels, sample: Sample) -> float:
