@@ -168,7 +168,8 @@ def draw_comparison(
         for axes, position, label in zip(
             panels, (0, 1), ("AUROC of finding failures", "mean absolute error of the DSC"), strict=True
         ):
-            styles = ((BLUE, "o", -0.12), (ORANGE, "D", 0.12))  # none hides another
+            apart = 0.12 if len(points) > 1 else 0  # none hides another
+            styles = ((BLUE, "o", -apart), (ORANGE, "D", apart))
             for (noise, found), (color, marker, lower) in zip(points.items(), styles, strict=False):
                 pairs = [(found[name][position], row + lower) for row, name in enumerate(methods)]
                 shown = [(value, row) for value, row in pairs if value is not None]
