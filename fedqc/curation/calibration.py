@@ -21,6 +21,9 @@ BINS = 100
 PATIENT = 1000
 """What the labels of a patient come to together in a table, so that shares of patients are whole numbers."""
 
+ROUNDING = 1e-12
+"""Of shares: a bound that is reached exactly is reached."""
+
 _EDGES = np.arange(1, BINS) / BINS
 Counts = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=BINS, max_length=BINS)]
 
@@ -74,7 +77,7 @@ class Calibration(FrozenModel):
             return None
         failing = np.cumsum(self.failures) / sum(self.failures)
         others = np.cumsum(self.others) / sum(self.others)
-        reached = (failing > 0) & (failing >= level * (failing + others))
+        reached = (failing > 0) & (failing >= level * (failing + others) - ROUNDING)
         return None if not reached.any() else (int(np.flatnonzero(reached)[-1]) + 1) / BINS
 
     def p_values(self, quality: ArrayLike) -> NDArray[np.float64]:

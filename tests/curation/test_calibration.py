@@ -89,6 +89,13 @@ def test_cut_for_precision_is_the_highest_that_reaches_it(
     assert cut == (max(reached) if reached else None)
 
 
+@pytest.mark.parametrize("per_cent", [55, 70, 90, 95, 99])
+def test_a_precision_that_is_reached_exactly_is_reached(per_cent: int) -> None:
+    failing = [0.0] * per_cent
+    others = [0.0] * (100 - per_cent) + [0.9] * (2 * per_cent - 100)  # as many, so that shares are counts
+    assert of(failing, others).cut_for_precision(per_cent / 100) == 0.9
+
+
 def test_cuts_need_what_they_are_about() -> None:
     assert of([], [0.9]).cut_for_recall(0.9) is None
     assert of([], [0.9]).cut_for_precision(0.9) is None
