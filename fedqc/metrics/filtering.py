@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fedqc.errors import DataError
 
@@ -23,8 +23,12 @@ class Filtering:
     n_dropped: int
     precision: float | None
     """Share of the dropped that are failures; None if nothing was dropped."""
+    precision_ci: tuple[float, float] | None
+    """Its 95 % interval (Wilson), as of candidates that are independent of each other."""
     recall: float | None
     """Share of the failures that were dropped; None if there is no failure."""
+    recall_ci: tuple[float, float] | None
+    """Its 95 % interval, likewise."""
     accuracy: float | None
     """Share of the candidates that are dropped failures or kept others; None without candidates."""
     auroc: float | None
@@ -69,12 +73,18 @@ def filtering(quality: ArrayLike, true_dsc: ArrayLike, dropped: ArrayLike, tau: 
         n_failures=int(failure.sum()),
         n_dropped=int(out.sum()),
         precision=_mean(failure[out]),
+        precision_ci=_interval(failure[out]),
         recall=_mean(out[failure]),
+        recall_ci=_interval(out[failure]),
         accuracy=_mean(out == failure),
         auroc=auroc(-scores, failure),  # the order of 1 - quality, without its rounding
         mean_dsc_before=_mean(truth),
         mean_dsc_after=_mean(truth[~out]),
     )
+
+
+def _interval(hits: NDArray[np.bool_]) -> tuple[float, float] | None:
+    return share_interval(int(hits.sum()), len(hits)) if len(hits) else None
 
 
 def auroc(scores: ArrayLike, positives: ArrayLike) -> float | None:

@@ -272,6 +272,13 @@ def _found(curated: Mapping[str, Any]) -> int:
     return 0 if curated["recall"] is None else round(curated["recall"] * curated["n_failures"])
 
 
+def _interval(name: str, curated: Mapping[str, Any]) -> str:
+    """A share with its interval, to be read behind something else; nothing where there is none."""
+    if curated[name] is None:
+        return ""
+    return f"; {name} {with_interval(curated[name], curated[f'{name}_ci'])}"
+
+
 def _wrongly(curated: Mapping[str, Any]) -> str:
     wrongly = curated["n_dropped"] - _found(curated)
     good = curated["n_candidates"] - curated["n_failures"]
@@ -299,9 +306,13 @@ def _key_numbers(evaluation: Mapping[str, Any]) -> tuple[KeyNumber, ...]:
         KeyNumber(
             f"{_found(curated)} of {curated['n_failures']}",
             "failures found",
-            f"a failure: true DSC under {curated['tau']:g}",
+            f"a failure: true DSC under {curated['tau']:g}{_interval('recall', curated)}",
         ),
-        KeyNumber(f"{curated['n_dropped'] - _found(curated)} of {good}", "good annotations dropped"),
+        KeyNumber(
+            f"{curated['n_dropped'] - _found(curated)} of {good}",
+            "good annotations dropped",
+            _interval("precision", curated).removeprefix("; "),
+        ),
     ]
     group, label = (
         ("unseen", "kinds of error never trained on") if qc["unseen"]["n"] else ("all", "all kinds")

@@ -18,6 +18,7 @@ def test_by_hand() -> None:
     assert (result.tau, result.n_candidates, result.n_failures, result.n_dropped) == (0.75, 6, 3, 4)
     assert result.precision == 2 / 4
     assert result.recall == pytest.approx(2 / 3)
+    assert (result.precision_ci, result.recall_ci) == (share_interval(2, 4), share_interval(2, 3))
     assert result.accuracy == pytest.approx(3 / 6)
     # pairs (failure, other) with the failure scored lower: 0.8 beats 0.9; 0.3 and 0.2 beat all three: 7 of 9
     assert result.auroc == pytest.approx(7 / 9)
@@ -49,7 +50,9 @@ def test_agrees_with_scikit_learn() -> None:
 )
 def test_undefined_numbers_are_none(true: list[float], dropped: list[bool], undefined: set[str]) -> None:
     result = dataclasses.asdict(filtering(true, true, dropped, 0.75))
-    assert {name for name, value in result.items() if value is None} == undefined
+    assert {name for name, value in result.items() if value is None} == undefined | {
+        f"{name}_ci" for name in undefined & {"precision", "recall"}
+    }
     json.dumps(result, allow_nan=False)
 
 

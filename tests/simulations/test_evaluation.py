@@ -35,6 +35,7 @@ from fedqc.curation.rules import Outcome
 from fedqc.degradation.annotator import ANNOTATOR_KINDS
 from fedqc.degradation.samples import ALL_KINDS
 from fedqc.methods.base import Known, Method, RoundPlan, RoundResult, Score
+from fedqc.metrics.filtering import share_interval
 from fedqc.model import ModelCard, StoredModel
 from fedqc.task import Task
 from fedqc.training import Progress
@@ -272,7 +273,9 @@ def test_curation_by_hand(tmp_path: Path) -> None:
         "n_failures": 2,  # below 0.75: two, four
         "n_dropped": 2,  # two, and three until someone decides
         "precision": 0.5,
+        "precision_ci": pytest.approx(share_interval(1, 2), abs=1e-12),
         "recall": 0.5,
+        "recall_ci": pytest.approx(share_interval(1, 2), abs=1e-12),
         "accuracy": 0.5,
         "auroc": 0.75,  # of 0.5, 0.9 against 0.95, 0.8
         "mean_dsc_before": pytest.approx(0.6),
