@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from fedqc_simulations.arms import ARMS
+from fedqc_simulations.benchmarks.rules import decided_again
 from fedqc_simulations.consortium import read_candidates
+from fedqc_simulations.evaluation import read_curated
 from safetensors.torch import load_file
 
 from fedqc.cases.volumes import read_volume
@@ -74,6 +76,13 @@ def test_evaluation_counts_what_was_there(simulate: Callable[..., Path]) -> None
     assert unseen == {"slices-left-out", "another-patient", "left-right-flip"}
     assert figures["qc"]["unseen"]["n"] == 3 * n_test
     candidates = read_candidates(out)
+    both = ("hospital-1", "hospital-2")
+    again = [one.dropped for one in decided_again(out, {"rule": "threshold"})]
+    assert again == [one.dropped for one in read_curated(out, both)]
+    half = {"rule": "quantile", "share": 0.5, "max_mae": 1.0, "min_auroc": 0.0}  # no self-test fails
+    assert sum(one.dropped for one in decided_again(out, half)) == sum(
+        len(read_curated(out, [site])) // 2 for site in both
+    )
     everyone = figures["curation"]["all"]
     assert everyone["n_candidates"] == len(candidates)
     assert everyone["n_spoiled"] == sum(candidate.kind != "untouched" for candidate in candidates) > 0
