@@ -133,7 +133,7 @@ def counted(quality: NDArray[np.float64], patients: NDArray[np.str_]) -> NDArray
     _, owner, n_labels = np.unique(patients, return_inverse=True, return_counts=True)
     share = PATIENT / n_labels[owner] if len(patients) else np.zeros(0)
     mass = np.cumsum(np.bincount(bins_of(quality), share, minlength=BINS))
-    # Rounded so that the bins of a patient still add up to one: rules ask for so many patients.
+    # Rounded so that all bins together are as many patients as there are: rules ask for so many.
     return np.diff(np.rint(mass), prepend=0).astype(np.int64)
 
 

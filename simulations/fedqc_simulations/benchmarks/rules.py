@@ -46,6 +46,9 @@ def main() -> None:
     if len(taus) != 1:
         raise SystemExit(f"the seeds have the thresholds {sorted(taus)}; give seeds of one and the same")
     (tau,) = taus
+    for seed in options.seeds:
+        if not any(manifest.rule.calibration for manifest in manifests(seed).values()):
+            raise SystemExit(f"{seed}: no manifest holds labels of known quality; give runs of rule target")
     print(f"{'rule':31} {'failures':>8} {'recall':22} {'dropped':>8} precision")
     for name, rule in RULES.items():
         decided = [one for seed in options.seeds for one in decided_again(seed, rule)]
