@@ -11,6 +11,7 @@ from fedqc.config import SiteConfig
 from fedqc.errors import printable
 from fedqc.reports import figures
 from fedqc.reports.check_slices import MOST_IN_ALL, MOST_OF_A_CODE, Affected, Drawn, draw_affected
+from fedqc.reports.looks import CONTOURS
 from fedqc.reports.page import (
     Figure,
     Gallery,
@@ -25,7 +26,7 @@ from fedqc.reports.page import (
     Tone,
     write_report,
 )
-from fedqc.reports.slices import CONTOURS, MARKED
+from fedqc.reports.slices import MARKED
 from fedqc.reports.words import UNKNOWN, count, listed, plural, significant, spread_rows
 from fedqc.site_check import SiteCheck
 from fedqc.statistics.datasheet import AXES

@@ -17,8 +17,8 @@ from fedqc.cases.validation import read_case
 from fedqc.cases.volumes import read_volume
 from fedqc.errors import DataError
 from fedqc.files import replacing
+from fedqc.reports.looks import CONTOURS
 from fedqc.reports.slices import (
-    CONTOURS,
     MARKED,
     PLANES,
     Panel,

@@ -6,7 +6,7 @@ Arrays have their axes right, anterior, superior (`canonical`); a slice keeps tw
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -17,20 +17,10 @@ from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from fedqc.cases.volumes import voxel_size
+from fedqc.reports.looks import CONTOURS, Line
 
-Line = Literal["solid", "dashed", "dotted"]
 Window = tuple[tuple[float, float], tuple[float, float]]
 """From left to right and from bottom to top, in mm."""
-# Of the classes in turn: colours of Okabe and Ito, who made them for all eyes, light ones first, since scans
-# are dark; the line tells them apart without colour. The review page has the same colours.
-CONTOURS: tuple[tuple[str, Line], ...] = (
-    ("#56B4E9", "solid"),
-    ("#F0E442", "dashed"),
-    ("#009E73", "dotted"),
-    ("#CC79A7", "solid"),
-    ("#0072B2", "dashed"),
-    ("#FFFFFF", "dotted"),
-)
 MARKED = "#E69F00"
 _MARKED_RGB = (0xE6 / 255, 0x9F / 255, 0)
 PLANES = ("sagittal", "coronal", "axial")

@@ -11,6 +11,7 @@ from fedqc.curation.rules import Outcome
 from fedqc.errors import FedQCError, printable
 from fedqc.files import private_files
 from fedqc.ratings import MOST_STARS
+from fedqc.reports.looks import CONTOURS
 from fedqc.reports.page import (
     Gallery,
     Headline,
@@ -23,7 +24,7 @@ from fedqc.reports.page import (
     write_report,
 )
 from fedqc.reports.review import Planes, draw_planes
-from fedqc.reports.slices import CONTOURS, MARKED
+from fedqc.reports.slices import MARKED
 from fedqc.reports.words import UNKNOWN, count, moment, number, plural, rule_in_words
 from fedqc.review.worklist import LABEL, SHEET
 from fedqc.scoring import ERROR_MAPS

@@ -17,7 +17,7 @@ from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import SELF_TEST, read_self_test
 from fedqc.curation.verified import read_verified, write_verified
 from fedqc.errors import DataError
-from fedqc.reports.slices import CONTOURS
+from fedqc.reports.looks import CONTOURS
 from fedqc.scoring import ERROR_MAPS
 from fedqc.seeding import derive_seed
 from fedqc.task import Task

@@ -25,6 +25,7 @@ from fedqc.reports.build import (
     time_section,
     untrained_notes,
 )
+from fedqc.reports.looks import CONTOURS
 from fedqc.reports.page import (
     Figure,
     Gallery,
@@ -42,7 +43,7 @@ from fedqc.reports.page import (
 )
 from fedqc.reports.parts import dots_figure
 from fedqc.reports.record import RunRecord, read_run
-from fedqc.reports.slices import CONTOURS, MARKED
+from fedqc.reports.slices import MARKED
 from fedqc.reports.words import (
     UNKNOWN,
     count,

@@ -11,7 +11,7 @@ from fedqc.curation.manifest import Overruled, overrule, read_manifest
 from fedqc.curation.rules import Outcome
 from fedqc.curation.self_test import KnownLabel, SelfTest, write_self_test
 from fedqc.errors import ConfigError, DataError
-from fedqc.reports.slices import CONTOURS
+from fedqc.reports.looks import CONTOURS
 from fedqc.review.worklist import Worklist, expected_gain
 from fedqc.task import load_task
 
